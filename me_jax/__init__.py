@@ -1,0 +1,38 @@
+"""Massive activations in language models: find, explain and relax them.
+
+The functions below are the public interface; everything is pure, and arrays
+go in and come out. They are imported when first used, so that importing the
+package, and `me-jax --help`, cost nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from me_jax.errors import MeJaxError
+
+__version__ = '0.1.0'
+
+_WHERE = {
+  'Batch': 'me_jax.models.batch',
+  'Decoder': 'me_jax.models.decoder',
+  'LoadedModel': 'me_jax.checkpoints.load',
+  'MEReport': 'me_jax.analysis.me_report',
+  'ModelConfig': 'me_jax.models.config',
+  'encode': 'me_jax.checkpoints.encoding',
+  'find_me_layer': 'me_jax.analysis.emergence',
+  'load': 'me_jax.checkpoints.load',
+}
+
+__all__ = ['MeJaxError', *_WHERE]
+
+
+def __getattr__(name: str) -> Any:
+  if name not in _WHERE:
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+  return getattr(importlib.import_module(_WHERE[name]), name)
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *_WHERE])

@@ -1,0 +1,10 @@
+"""`python -m me_jax VERB`: the same as `me-jax VERB`."""
+
+from __future__ import annotations
+
+import sys
+
+from me_jax import cli
+
+if __name__ == '__main__':
+  sys.exit(cli.main())

@@ -1,0 +1,1 @@
+"""Where massive activations come from, and why."""

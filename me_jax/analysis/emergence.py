@@ -1,0 +1,305 @@
+"""Which layer creates the massive activations, and how sure is that?
+
+With u the unit direction of the massive token's plateau, the share of a write
+is its projection on u over the plateau's own; the shares of the embedding and
+of every attention and FFN sum to one. The *emergence span* is the shortest run
+of consecutive layers whose shares sum to at least 0.8. The *ME Layer* is the
+one of them where the token's norm jumps by the largest factor.
+
+A model without massive activations has no ME Layer, nor has one whose span is
+longer than three layers: its emergence is gradual.
+
+Letters: L layers, Z = L + 1 states, X texts, D model width, F FFN width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import platform
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from me_jax.analysis import me_report
+from me_jax.analysis import residual
+from me_jax.analysis import trace as trace_lib
+from me_jax.models import batch as batch_lib
+from me_jax.models import config as config_lib
+from me_jax.models import decoder
+
+SPAN_SHARE = 0.8
+LONGEST_SPAN = 3
+_PLATEAU = 0.5  # of the largest projection: where the plateau ends
+_MOST_NEURONS = 8  # listed per layer
+
+
+def find_me_layer(
+    model: decoder.Decoder,
+    params: decoder.Params,
+    batch: batch_lib.Batch,
+    *,
+    tokenizer: Any = None,
+    rows: int | None = None,
+    measure: trace_lib.Measure = residual.measure,
+    progress: Callable[[int, int], Any] | None = None,
+) -> me_report.MEReport:
+  """Finds the layer that writes the massive activations.
+
+  Args:
+    model: the decoder.
+    params: its parameters.
+    batch: texts to look at; a few dozen of varied kind, see `encode`.
+    tokenizer: spells the tokens in the report when given.
+    rows: rows of the batch per pass, which bounds the memory; by default
+      about a thousand tokens.
+    measure: `residual.measure`, or the same compiled ahead of time.
+    progress: called with (rows done, rows in all).
+
+  Returns:
+    The report; its `layer` is None when there is no ME Layer.
+
+  Raises:
+    MeJaxError: the batch is not sound.
+  """
+  trace = trace_lib.trace(
+      model, params, batch, rows=rows, measure=measure, progress=progress
+  )
+  groups = _groups(model.config, trace)
+  # Emergence may need the first token of one kind of text (BOS or none), so a
+  # majority within one kind is enough.
+  found = any(trace.massive_X[mask].mean() >= 0.5 for mask in groups.values())
+  shares, control = _shares(trace.token), _shares(trace.control)
+  jump_LX = _jumps(trace.token)
+  jump_L = np.exp(np.log(jump_LX).mean(axis=1))
+  span = emergence_span(shares.attn + shares.ffn) if found else ()
+  plateau, peak_state = _plateau(trace.token)
+  return me_report.MEReport(
+      verdict=_verdict(found, span),
+      layer=me_layer(span, jump_L),
+      span=span,
+      shares=shares,
+      share_by_text=_write_shares(trace.token)[list(span)].sum(axis=0),
+      control=me_report.Control(
+          shares=control,
+          span=emergence_span(control.attn + control.ffn),
+          norm=_mean(trace.control.norm_ZX),
+          profile=trace.control.profile_ZD,
+      ),
+      jump=jump_L,
+      channels=_channels(trace, peak_state) if found else (),
+      neurons=_neurons(model, params, trace, span, shares.ffn),
+      tokens=_tokens(trace, tokenizer),
+      plateau=plateau if found else None,
+      peak=_peak(trace),
+      agreement={
+          name: _agreement(trace, jump_LX, mask)
+          for name, mask in groups.items()
+      },
+      texts=len(trace.massive_X),
+      massive_texts=int(trace.massive_X.sum()),
+      norm=_mean(trace.token.norm_ZX),
+      others=trace.others_Z,
+      profile=trace.token.profile_ZD,
+      provenance=_provenance(model),
+  )
+
+
+def emergence_span(share_L: np.ndarray) -> tuple[int, ...]:
+  """Returns the shortest run of layers whose shares sum to `SPAN_SHARE`.
+
+  Among runs of one length, the one with the largest sum. Empty when no run
+  reaches it: the embedding already holds the plateau.
+  """
+  for width in range(1, len(share_L) + 1):
+    sums = np.convolve(share_L, np.ones(width), 'valid')
+    if sums.max() >= SPAN_SHARE:
+      start = int(sums.argmax())
+      return tuple(range(start, start + width))
+  return ()
+
+
+def me_layer(span: tuple[int, ...], jump_L: np.ndarray) -> int | None:
+  """Returns the layer of the span with the largest jump; None if gradual."""
+  if not span or len(span) > LONGEST_SPAN:
+    return None
+  return max(span, key=lambda layer: jump_L[layer])
+
+
+def _verdict(found: bool, span: tuple[int, ...]) -> str:
+  if not found:
+    return 'none'
+  if not span:
+    return 'embedding'
+  if len(span) > LONGEST_SPAN:
+    return 'gradual'
+  return 'single' if len(span) == 1 else 'multi-step'
+
+
+def _groups(
+    config: config_lib.ModelConfig, trace: trace_lib.Trace
+) -> dict[str, np.ndarray]:
+  """Splits the texts by whether they start with BOS."""
+  with_X = trace.first_id_X == config.bos_token_id
+  groups = {'with_bos': with_X, 'without_bos': ~with_X}
+  return {name: mask for name, mask in groups.items() if mask.any()}
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+  """Returns the mean over the last axis; 0 where there is no text."""
+  return values.sum(axis=-1) / max(values.shape[-1], 1)
+
+
+def _write_shares(token: trace_lib.TokenTrace) -> np.ndarray:
+  """Returns each layer's share, attention and FFN together, `[L, X]`."""
+  return token.attn_share_LX + token.ffn_share_LX
+
+
+def _shares(token: trace_lib.TokenTrace) -> me_report.Shares:
+  """Averages the shares over texts."""
+  return me_report.Shares(
+      _mean(token.attn_share_LX),
+      _mean(token.ffn_share_LX),
+      float(_mean(token.embedding_share_X)),
+  )
+
+
+def _jumps(token: trace_lib.TokenTrace) -> np.ndarray:
+  """Returns the growth of the token's norm in each layer, `[L, X]`."""
+  tiny = np.finfo(np.float32).tiny
+  return np.maximum(token.norm_ZX[1:], tiny) / np.maximum(
+      token.norm_ZX[:-1], tiny
+  )
+
+
+def _plateau(token: trace_lib.TokenTrace) -> tuple[tuple[int, int], int]:
+  """Returns the first and last layer of the plateau, and its peak's state."""
+  along_Z = _mean(token.projection_ZX)
+  peak = int(along_Z.argmax())
+  high_Z = along_Z >= _PLATEAU * along_Z[peak]
+  first = last = peak
+  while first > 0 and high_Z[first - 1]:
+    first -= 1
+  while last + 1 < len(high_Z) and high_Z[last + 1]:
+    last += 1
+  return (max(first - 1, 0), max(last - 1, 0)), peak
+
+
+def _channels(
+    trace: trace_lib.Trace, peak_state: int
+) -> tuple[me_report.Channel, ...]:
+  """Returns the channels that are massive in the mean plateau."""
+  plateau_XD = trace.token.plateau_XD
+  mean_D = plateau_XD.mean(axis=0)
+  bound = max(
+      trace_lib.MASSIVE_VALUE,
+      trace_lib.MASSIVE_RATIO * trace.median_Z[peak_state],
+  )
+  massive = np.flatnonzero(np.abs(mean_D) > bound)
+  energy_D = (plateau_XD**2).sum(axis=0) / (plateau_XD**2).sum()
+  return tuple(
+      me_report.Channel(
+          int(c), float(mean_D[c]), float(plateau_XD[:, c].std()),
+          float(energy_D[c]),
+      )
+      for c in sorted(massive, key=lambda c: -abs(mean_D[c]))
+  )  # fmt: skip
+
+
+def _neurons(
+    model: decoder.Decoder,
+    params: decoder.Params,
+    trace: trace_lib.Trace,
+    span: tuple[int, ...],
+    ffn_L: np.ndarray,
+) -> tuple[me_report.Neuron, ...]:
+  """Returns the fewest neurons that make `SPAN_SHARE` of each FFN's share."""
+  if len(span) > LONGEST_SPAN:
+    return ()
+  found = []
+  for layer in span:
+    share_XF = residual.neuron_shares(
+        model,
+        params,
+        jnp.int32(layer),
+        trace.ffn_in_LKD[layer],
+        trace.token.plateau_XD[: trace.ffn_in_LKD.shape[1]],
+    )
+    share_F = np.asarray(share_XF).mean(axis=0)
+    order = np.argsort(-share_F)[:_MOST_NEURONS]
+    reached = np.cumsum(share_F[order]) >= SPAN_SHARE * ffn_L[layer]
+    count = int(reached.argmax()) + 1 if reached.any() else len(order)
+    found += [
+        me_report.Neuron(layer, int(f), float(share_F[f]))
+        for f in order[:count]
+        if share_F[f] > 0
+    ]
+  return tuple(found)
+
+
+def _tokens(
+    trace: trace_lib.Trace, tokenizer: Any
+) -> tuple[me_report.MassiveToken, ...]:
+  """Counts the massive tokens by position and id, the most frequent first."""
+  counts: dict[tuple[int, int], int] = {}
+  for _, position, token in trace.massive_tokens:
+    counts[position, token] = counts.get((position, token), 0) + 1
+  spell = tokenizer.convert_ids_to_tokens if tokenizer else lambda token: None
+  return tuple(
+      me_report.MassiveToken(position, token, spell(token), count)
+      for (position, token), count in sorted(
+          counts.items(), key=lambda item: (-item[1], item[0])
+      )
+  )
+
+
+def _peak(trace: trace_lib.Trace) -> me_report.Peak:
+  """Returns the largest activation of all, massive or not."""
+  state, text = np.unravel_index(trace.peak_ZX.argmax(), trace.peak_ZX.shape)
+  median = float(trace.median_Z[state])
+  value = float(trace.peak_ZX[state, text])
+  return me_report.Peak(value, value / max(median, 1e-30), int(state) - 1)
+
+
+def _agreement(
+    trace: trace_lib.Trace, jump_LX: np.ndarray, mask: np.ndarray
+) -> me_report.Agreement:
+  """Counts what three rules say of each text taken alone."""
+  rules: dict[str, dict[int | None, int]] = {'share': {}, 'sun': {}, 'jump': {}}
+  share_LX = _write_shares(trace.token)
+  # The token's texts are the massive ones, as soon as there is one.
+  for column, x in enumerate(np.flatnonzero(trace.used_X)):
+    if not (mask[x] and trace.massive_X[x]):
+      continue
+    jump_L = jump_LX[:, column]
+    first = int(trace.massive_ZX[:, x].argmax()) - 1
+    named = {
+        'share': me_layer(emergence_span(share_LX[:, column]), jump_L),
+        'sun': first if first >= 0 else None,
+        'jump': int(jump_L.argmax()),
+    }
+    for rule, layer in named.items():
+      rules[rule][layer] = rules[rule].get(layer, 0) + 1
+  return me_report.Agreement(
+      texts=int(mask.sum()),
+      massive=int((mask & trace.massive_X).sum()),
+      rules=rules,
+  )
+
+
+def _provenance(model: decoder.Decoder) -> dict[str, Any]:
+  from importlib import metadata
+
+  return {
+      'dtype': jnp.dtype(model.dtype).name,
+      'param_dtype': jnp.dtype(model.param_dtype).name,
+      'residual_dtype': jnp.dtype(model.residual_dtype).name,
+      'matmul_precision': 'highest',
+      'attention': f'exact softmax in chunks of {model.attention_chunk} queries',
+      'device': jax.devices()[0].device_kind,
+      'versions': {
+          name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax')
+      }
+      | {'python': platform.python_version()},
+  }

@@ -1,0 +1,89 @@
+"""Which texts are looked at? The built-in ones, or a file of the user's."""
+
+from __future__ import annotations
+
+from importlib import resources
+import json
+import os
+from typing import Any
+
+from me_jax import errors
+
+Prompt = str | list[dict[str, str]]
+
+
+def builtin() -> list[Prompt]:
+  """Returns 24 short prompts: prose, code, maths, chats, other languages."""
+  file = resources.files('me_jax.analysis').joinpath('prompts.jsonl')
+  return _rows(file.read_text(encoding='utf-8'), 'the built-in prompts')
+
+
+def read(path: str | os.PathLike[str]) -> list[Prompt]:
+  """Reads prompts from a file.
+
+  Args:
+    path: `.jsonl`, with an object a line that has `text` or `prompt` (a
+      string) or `messages` (a chat); or plain text, a prompt a line.
+
+  Returns:
+    Strings and chats, in order.
+
+  Raises:
+    MeJaxError: the file cannot be read, is empty, or has a row without text.
+  """
+  try:
+    with open(path, encoding='utf-8') as file:
+      text = file.read()
+  except OSError as error:
+    raise errors.MeJaxError(
+      f'cannot read {path}: {error.strerror or error}'
+    ) from None
+  except UnicodeDecodeError:
+    raise errors.MeJaxError(f'{path} is not UTF-8 text.') from None
+  if str(path).endswith('.jsonl'):
+    prompts = _rows(text, str(path))
+  else:
+    prompts = [line for line in text.splitlines() if line.strip()]
+  if not prompts:
+    raise errors.MeJaxError(f'{path} is empty: it holds no prompt.')
+  return prompts
+
+
+def _rows(text: str, path: str) -> list[Prompt]:
+  prompts: list[Prompt] = []
+  for number, line in enumerate(text.split('\n'), 1):
+    if not line.strip():
+      continue
+    try:
+      row = json.loads(line)
+    except ValueError as error:
+      raise errors.MeJaxError(
+        f'{path}, line {number}: not valid JSON ({error}).'
+      ) from None
+    prompt = _prompt(row)
+    if not prompt or (isinstance(prompt, str) and not prompt.strip()):
+      raise errors.MeJaxError(
+        f'{path}, line {number}: needs a text that is not empty under "text", '
+        '"prompt" or "messages".'
+      )
+    prompts.append(prompt)
+  return prompts
+
+
+def _prompt(row: Any) -> Prompt | None:
+  """Returns the prompt of one row, None where there is none."""
+  if isinstance(row, str):
+    return row
+  if not isinstance(row, dict):
+    return None
+  messages = row.get('messages')
+  if messages is not None:
+    sound = isinstance(messages, list) and all(
+      isinstance(message, dict)
+      and isinstance(message.get('role'), str)
+      and isinstance(message.get('content'), str)
+      for message in messages
+    )
+    return messages if sound else None
+  text = row.get('text', row.get('prompt'))
+  return text if isinstance(text, str) else None

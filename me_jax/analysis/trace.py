@@ -1,0 +1,328 @@
+"""What do many texts show of the residual stream?
+
+Streams a batch through `residual.measure`, a few rows at a time, and keeps
+what is small. Which token of a text is the massive one is known only after the
+pass; the first token is tried, and where another turns out to be it the same
+compiled pass runs once more with the right positions.
+
+An ordinary token from the middle of each text goes through the same
+arithmetic, as a control.
+
+Letters: B rows, T time, L layers, Z = L + 1 states, P texts of a row, X texts,
+K texts whose FFN inputs are kept, D model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+from typing import Any
+
+import jax
+import numpy as np
+
+from me_jax.analysis import residual
+from me_jax.models import batch as batch_lib
+from me_jax.models import decoder
+
+# Sun et al. 2024 (arXiv 2402.17762): both must be exceeded.
+MASSIVE_VALUE = 100.0
+MASSIVE_RATIO = 1000.0
+
+_TOKENS = 1024  # of a pass, unless the caller says otherwise
+_KEPT_TEXTS = 64
+
+Measure = Callable[..., dict[str, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TokenTrace:
+  """What happened to one token of each text.
+
+  Attributes:
+    norm_ZX: norm of its state.
+    projection_ZX: its state along the direction of its plateau.
+    attn_share_LX: share of the plateau that each attention wrote.
+    ffn_share_LX: share that each FFN wrote.
+    embedding_share_X: share that the embedding holds; all sum to one.
+    plateau_XD: its state of largest norm, among the massive ones.
+    profile_ZD: |state|, averaged over texts.
+  """
+
+  norm_ZX: np.ndarray
+  projection_ZX: np.ndarray
+  attn_share_LX: np.ndarray
+  ffn_share_LX: np.ndarray
+  embedding_share_X: np.ndarray
+  plateau_XD: np.ndarray
+  profile_ZD: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trace:
+  """The measurements of all texts, on the host, in reading order.
+
+  A text's *token* is its massive one: the earliest whose massive norm is at
+  least half of the largest in the text.
+
+  Attributes:
+    massive_X: whether the text holds massive activations.
+    massive_ZX: whether any of its tokens is massive in each state.
+    massive_tokens: every massive token as (text, index in the text, id).
+    first_id_X: id of the text's first token.
+    peak_ZX: largest |x| of the text in each state.
+    median_Z: median |x| of each state, over a sample of all texts.
+    others_Z: median norm of the tokens that are not massive.
+    used_X: the texts that `token` is about: those with massive activations,
+      or all of them, with their first tokens, when none has any.
+    token: what happened to the token of each text in `used_X`.
+    control: the same of an ordinary token, in the texts that have one.
+    ffn_in_LKD: what each FFN reads at the token, for the first K of `used_X`.
+  """
+
+  massive_X: np.ndarray
+  massive_ZX: np.ndarray
+  massive_tokens: tuple[tuple[int, int, int], ...]
+  first_id_X: np.ndarray
+  peak_ZX: np.ndarray
+  median_Z: np.ndarray
+  others_Z: np.ndarray
+  used_X: np.ndarray
+  token: TokenTrace
+  control: TokenTrace
+  ffn_in_LKD: np.ndarray
+
+
+def trace(
+    model: decoder.Decoder,
+    params: decoder.Params,
+    batch: batch_lib.Batch,
+    *,
+    rows: int | None = None,
+    measure: Measure = residual.measure,
+    progress: Callable[[int, int], Any] | None = None,
+) -> Trace:
+  """Measures a batch of texts, however many.
+
+  Args:
+    model: the decoder.
+    params: its parameters.
+    batch: the texts.
+    rows: rows per pass, which bounds the memory; by default about a thousand
+      tokens.
+    measure: `residual.measure`, or the same compiled ahead of time.
+    progress: called with (rows done, rows in all).
+
+  Returns:
+    The measurements.
+
+  Raises:
+    MeJaxError: the batch is not sound, see `check_batch`.
+  """
+  batch = batch_lib.check_batch(model.config, batch)
+  slots = _slots(batch)
+  rows = _rows(batch, rows)
+  count = len(batch.tokens_BT)
+  pieces: list[dict[str, Any]] = []
+  room = _KEPT_TEXTS
+  for start in range(0, count, rows):
+    piece = _take_rows(batch, start, rows)
+    found = _measure_texts(measure, model, params, piece, slots)
+    # Whole FFN inputs are by far the largest thing here, and a few dozen
+    # texts say enough about the neurons.
+    kept = np.flatnonzero(found['massive_X'])[:room]
+    found['ffn_in_LXD'] = found['ffn_in_LXD'][:, kept]
+    room -= len(kept)
+    pieces.append(found)
+    if progress:
+      progress(min(start + rows, count), count)
+  return _join(pieces)
+
+
+def operand_shapes(batch: batch_lib.Batch, rows: int | None = None) -> Any:
+  """Returns tokens, segments and operands of a pass as shapes.
+
+  For compiling `residual.measure` ahead of time, with the same `rows`.
+  """
+  piece = _take_rows(batch, 0, _rows(batch, rows))
+  positions_BP = np.zeros((len(piece.tokens_BT), 2 * _slots(batch)))
+  operands = residual.make_operands(piece.segments_BT, positions_BP)
+  return jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*piece, operands)
+  )
+
+
+def tokens_run(batch: batch_lib.Batch) -> int:
+  """Returns how many tokens `trace` would run for a batch, padding included."""
+  rows = _rows(batch, None)
+  count, time = batch.tokens_BT.shape
+  return -(-count // rows) * rows * time
+
+
+def _rows(batch: batch_lib.Batch, rows: int | None) -> int:
+  """Returns the rows of a pass."""
+  count, time = batch.tokens_BT.shape
+  return min(rows or max(1, _TOKENS // time), count)
+
+
+def _slots(batch: batch_lib.Batch) -> int:
+  """Returns the most texts in a row, as a power of two (fewer compiles)."""
+  most = int(batch_lib.text_spans(batch.segments_BT).slot.max()) + 1
+  return 1 << (most - 1).bit_length()
+
+
+def _take_rows(
+    batch: batch_lib.Batch, start: int, rows: int
+) -> batch_lib.Batch:
+  """Returns some rows, filled up with padding to one shape."""
+  taken = [x[start : start + rows] for x in batch]
+  missing = rows - len(taken[0])
+  return batch_lib.Batch(*(np.pad(x, ((0, missing), (0, 0))) for x in taken))
+
+
+def _measure_texts(
+    measure: Measure,
+    model: decoder.Decoder,
+    params: decoder.Params,
+    piece: batch_lib.Batch,
+    slots: int,
+) -> dict[str, Any]:
+  """Measures the texts of some rows."""
+  spans = batch_lib.text_spans(piece.segments_BT)
+  row_X, start_X, length_X, slot_X = spans
+
+  def look(token_X: np.ndarray, control_X: np.ndarray) -> dict[str, jax.Array]:
+    positions_BP = np.zeros((len(piece.segments_BT), 2 * slots), np.int32)
+    positions_BP[row_X, slot_X] = start_X + token_X
+    positions_BP[row_X, slots + slot_X] = start_X + control_X
+    operands = residual.make_operands(piece.segments_BT, positions_BP)
+    return measure(model, params, *piece, operands)
+
+  tried = (np.zeros_like(length_X), length_X // 2)
+  seen = look(*tried)
+  norm_ZBT, peak_ZBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
+  median_Z = np.median(np.asarray(seen['sample']), axis=(1, 2))
+  bound_Z = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_Z)
+  massive_ZBT = peak_ZBT > bound_Z[:, None, None]
+  reach_BT = np.max(np.where(massive_ZBT, norm_ZBT, 0.0), axis=0)
+  token_X, control_X, massive_tokens = _pick(piece, spans, reach_BT)
+  chosen = (token_X, np.maximum(control_X, 0))
+  if not all(map(np.array_equal, chosen, tried)):
+    seen = look(*chosen)
+
+  state_is_massive_ZX = massive_ZBT[:, row_X, start_X + token_X]
+  massive_X = state_is_massive_ZX.any(axis=0)
+  # Ordinary tokens have no massive state: then the largest of all counts.
+  allowed_ZBP = np.ones(seen['state'].shape[:3], bool)
+  allowed_ZBP[:, row_X, slot_X] = state_is_massive_ZX | ~massive_X
+  found = jax.device_get(residual.attribute(seen, allowed_ZBP))
+  found['profile'] = np.abs(np.asarray(seen['state']))
+  peak_ZX = np.stack(
+      [
+          peak_ZBT[:, row, start : start + length].max(axis=1)
+          for row, start, length, _ in zip(*spans)
+      ],
+      axis=1,
+  )
+  return {
+      'massive_X': massive_X,
+      'massive_ZX': peak_ZX > bound_Z[:, None],
+      'massive_tokens': massive_tokens,
+      'first_id_X': piece.tokens_BT[row_X, start_X],
+      'peak_ZX': peak_ZX,
+      'median_Z': median_Z,
+      'others_ZN': norm_ZBT[:, (piece.segments_BT > 0) & (reach_BT == 0)],
+      'token': _of_texts(found, row_X, slot_X),
+      'control': _of_texts(found, row_X, slots + slot_X),
+      'control_X': control_X >= 0,
+      'ffn_in_LXD': np.asarray(seen['ffn_in'])[:, row_X, slot_X],
+  }
+
+
+def _pick(
+    piece: batch_lib.Batch, spans: batch_lib.TextSpans, reach_BT: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
+  """Chooses the tokens to follow.
+
+  Args:
+    piece: the rows.
+    spans: where its texts stand.
+    reach_BT: largest massive norm of each token, 0 where it is never massive.
+
+  Returns:
+    Each text's token, its control (-1 if all its tokens are massive or first)
+    and all massive tokens as (text, index in the text, id).
+  """
+  token_X = np.zeros_like(spans.length)
+  control_X = np.full_like(spans.length, -1)
+  massive_tokens = []
+  for x, (row, start, length, _) in enumerate(zip(*spans)):
+    reach_T = reach_BT[row, start : start + length]
+    token_X[x] = np.argmax(reach_T >= reach_T.max() / 2)
+    ordinary = np.flatnonzero(reach_T[1:] == 0) + 1
+    if len(ordinary):
+      control_X[x] = ordinary[np.abs(ordinary - length // 2).argmin()]
+    massive_tokens += [
+        (x, int(t), int(piece.tokens_BT[row, start + t]))
+        for t in np.flatnonzero(reach_T)
+    ]
+  return token_X, control_X, massive_tokens
+
+
+def _of_texts(
+    found: dict[str, np.ndarray], row_X: np.ndarray, slot_X: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Takes one token a text out of what `attribute` returned, texts last."""
+  last = {
+      'norm_ZX': found['norm'],
+      'projection_ZX': found['projection'],
+      'attn_share_LX': found['attn_share'],
+      'ffn_share_LX': found['ffn_share'],
+      'embedding_share_X': found['embedding_share'],
+  }
+  return {name: value[..., row_X, slot_X] for name, value in last.items()} | {
+      'plateau_DX': found['plateau'][row_X, slot_X].T,
+      'profile_ZDX': np.moveaxis(found['profile'][:, row_X, slot_X], 1, 2),
+  }
+
+
+def _join(pieces: list[dict[str, Any]]) -> Trace:
+  """Puts the texts of all passes side by side."""
+
+  def cat(name: str) -> np.ndarray:
+    return np.concatenate([piece[name] for piece in pieces], axis=-1)
+
+  def cat_token(name: str, used_X: np.ndarray) -> TokenTrace:
+    tokens = [piece[name] for piece in pieces]
+    joined = {
+        key: np.concatenate([token[key] for token in tokens], -1)[..., used_X]
+        for key in tokens[0]
+    }
+    profile_ZDX = joined.pop('profile_ZDX')
+    profile_ZD = profile_ZDX.sum(axis=-1) / max(profile_ZDX.shape[-1], 1)
+    plateau_XD = joined.pop('plateau_DX').T
+    return TokenTrace(**joined, plateau_XD=plateau_XD, profile_ZD=profile_ZD)
+
+  massive_X = cat('massive_X')
+  used_X = massive_X if massive_X.any() else np.ones_like(massive_X)
+  starts = np.cumsum([0] + [len(piece['massive_X']) for piece in pieces])
+  others_ZN = cat('others_ZN')
+  return Trace(
+      massive_X=massive_X,
+      massive_ZX=cat('massive_ZX'),
+      massive_tokens=tuple(
+          (int(x + start), t, token)
+          for piece, start in zip(pieces, starts)
+          for x, t, token in piece['massive_tokens']
+      ),
+      first_id_X=cat('first_id_X'),
+      peak_ZX=cat('peak_ZX'),
+      median_Z=np.mean([piece['median_Z'] for piece in pieces], axis=0),
+      others_Z=np.median(others_ZN, axis=1)
+      if others_ZN.size
+      else np.zeros(len(others_ZN)),
+      used_X=used_X,
+      token=cat_token('token', used_X),
+      control=cat_token('control', cat('control_X')),
+      ffn_in_LKD=np.concatenate([p['ffn_in_LXD'] for p in pieces], axis=1),
+  )

@@ -1,0 +1,335 @@
+"""How do stored tensors become the parameter tree?
+
+Each leaf gets one buffer, layers stacked, which a few threads fill piece by
+piece: read, decode, check, cast, transpose. A piece is small enough to stay in
+a core's cache, so a load costs about one pass over the data, and peaks near
+the size of the parameters. On the CPU, JAX takes the buffers over as they are.
+
+Letters: L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import concurrent.futures
+import dataclasses
+import functools
+import os
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from me_jax import errors
+from me_jax.checkpoints import names as names_lib
+from me_jax.checkpoints import tensors as tensors_lib
+from me_jax.models import config as config_lib
+
+Progress = Callable[[int, int], None]
+
+# Values a piece: 1 MB of float32 stays in a level-two cache.
+_PIECE = 1 << 18
+# Rows that are transposed together: a cache line's worth, a few times over.
+_BAND = 64
+_ALIGNMENT = 64
+# Bits of 16-bit floats above the mantissa, all set in infinities and NaN.
+_EXPONENT = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Leaf:
+  """One parameter: its path and shape, and the tensors it is filled from."""
+
+  path: str
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  origin: names_lib.Origin
+  tensors: tuple[tensors_lib.StoredTensor, ...]
+
+  @property
+  def stacked(self) -> bool:
+    return self.path.startswith('layers/')
+
+  @property
+  def nbytes(self) -> int:
+    return int(np.prod(self.shape)) * self.dtype.itemsize
+
+
+def assemble(
+    shapes: Mapping[str, Any],
+    tensors: Mapping[str, tensors_lib.StoredTensor],
+    names: names_lib.NameTable,
+    *,
+    shardings: Mapping[str, Any] | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+  """Reads the parameters of a model.
+
+  Args:
+    shapes: the tree to fill, of `jax.ShapeDtypeStruct`; layers are stacked
+      `[L, ...]` under `layers`. Values are cast to its dtypes.
+    tensors: what the checkpoint holds, by name.
+    names: which of them each leaf comes from.
+    shardings: a tree like `shapes` of `jax.sharding.Sharding`. Each device
+      then reads its own slice only. None: all on the default device.
+    progress: called with bytes of parameters done and in total.
+
+  Returns:
+    The tree, as plain nested dicts of `jax.Array`.
+
+  Raises:
+    MeJaxError: a tensor is missing, unused, of the wrong shape, of a type that
+      cannot be loaded, or holds values that are not finite.
+  """
+  leaves = [
+      _plan(path, shape, tensors, names)
+      for path, shape in _flatten(shapes).items()
+  ]
+  _refuse_unused(leaves, tensors, names)
+  placements = None if shardings is None else _flatten(shardings)
+  if placements is not None and set(placements) != {l.path for l in leaves}:
+    odd = set(placements) ^ {leaf.path for leaf in leaves}
+    raise errors.MeJaxError(f'shardings do not match the model: {min(odd)}')
+  total = sum(leaf.nbytes for leaf in leaves)
+  done = 0
+  result = {}
+  threads = min(4, os.cpu_count() or 1)
+  with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+    for leaf in leaves:
+      if placements is None:
+        everything = tuple(slice(0, size) for size in leaf.shape)
+        host = _read(leaf, everything, pool)
+        result[leaf.path] = jax.device_put(host, may_alias=True)
+      else:
+        result[leaf.path] = _read_sharded(leaf, placements[leaf.path], pool)
+      done += leaf.nbytes
+      if progress is not None:
+        progress(done, total)
+  return _unflatten(result)
+
+
+def check_sizes(
+    config: config_lib.ModelConfig,
+    tensors: Mapping[str, tensors_lib.StoredTensor],
+    names: names_lib.NameTable,
+) -> None:
+  """Checks the sizes that a configuration claims against a few tensors.
+
+  Asking the decoder for its shapes costs memory in proportion to some of them,
+  so that a lying file could exhaust it.
+
+  Args:
+    config: of the model.
+    tensors: what the checkpoint holds, by name.
+    names: which of them each leaf comes from.
+
+  Raises:
+    MeJaxError: as `assemble` does.
+  """
+  width = config.hidden_size
+  query = config.num_attention_heads * config.head_dim
+  key = config.num_key_value_heads * config.head_dim
+  shapes = {
+      'embed_tokens/embedding': (config.vocab_size, width),
+      'layers/self_attn/q_proj/kernel': (1, width, query),
+      'layers/self_attn/k_proj/kernel': (1, width, key),
+      'layers/mlp/up_proj/kernel': (1, width, config.intermediate_size),
+  }
+  for path, shape in shapes.items():
+    _plan(path, jax.ShapeDtypeStruct(shape, np.float32), tensors, names)
+
+
+def _plan(
+    path: str,
+    shape: jax.ShapeDtypeStruct,
+    tensors: Mapping[str, tensors_lib.StoredTensor],
+    names: names_lib.NameTable,
+) -> _Leaf:
+  """Finds the tensors of one leaf and checks all but their values."""
+  origin = names.origins.get(path)
+  if origin is None:
+    raise errors.MeJaxError(
+        f'the parameter {path} has no name in this format of checkpoint'
+    )
+  stacked = path.startswith('layers/')
+  wanted = shape.shape[1:] if stacked else shape.shape
+  wanted = wanted[::-1] if origin.transpose else wanted
+  if origin.stored_rows is not None:
+    wanted = (origin.stored_rows, *wanted[1:])
+  found = []
+  for layer in range(shape.shape[0] if stacked else 1):
+    name = origin.template.format(layer=layer)
+    tensor = tensors.get(name)
+    if tensor is None:
+      raise errors.MeJaxError(
+          f'the checkpoint lacks the tensor {name}'
+          f'{errors.nearest(name, tensors)}: it is incomplete, or its'
+          ' configuration belongs to another model'
+      )
+    if tensor.shape != wanted:
+      raise errors.MeJaxError(
+          f'{tensor.file.path}: tensor {name} has shape {list(tensor.shape)}, the configuration'
+          f' asks for {list(wanted)}'
+      )
+    if tensor.decode is None:
+      raise errors.MeJaxError(
+          f'{tensor.file.path}: tensor {name} is stored as {tensor.dtype},'
+          ' which cannot be loaded;'
+          f' {", ".join(tensors_lib.PLAIN_DTYPES)} can: use a checkpoint that'
+          ' is not quantised'
+      )
+    found.append(tensor)
+  return _Leaf(path, shape.shape, np.dtype(shape.dtype), origin, tuple(found))
+
+
+def _refuse_unused(
+    leaves: list[_Leaf],
+    tensors: Mapping[str, tensors_lib.StoredTensor],
+    names: names_lib.NameTable,
+) -> None:
+  """Raises when the checkpoint holds weights that the model would ignore."""
+  used = {tensor.name for leaf in leaves for tensor in leaf.tensors}
+  for name in tensors:
+    if name not in used and not names.harmless.fullmatch(name):
+      raise errors.MeJaxError(
+          f'the checkpoint holds the tensor {name[:120]}, which the configured'
+          ' model does not use: the model would run but be wrong'
+      )
+
+
+def _read_sharded(
+    leaf: _Leaf,
+    sharding: jax.sharding.Sharding,
+    pool: concurrent.futures.ThreadPoolExecutor,
+) -> jax.Array:
+  """Reads a leaf slice by slice, each distinct one once."""
+
+  @functools.cache
+  def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+    return _read(leaf, tuple(slice(*bound) for bound in bounds), pool)
+
+  def callback(index: tuple[slice, ...]) -> np.ndarray:
+    pairs = zip(index, leaf.shape, strict=True)
+    return read(tuple(part.indices(size)[:2] for part, size in pairs))
+
+  return jax.make_array_from_callback(leaf.shape, sharding, callback)
+
+
+def _read(
+    leaf: _Leaf,
+    index: tuple[slice, ...],
+    pool: concurrent.futures.ThreadPoolExecutor,
+) -> np.ndarray:
+  """Returns one slice of a leaf in a fresh buffer."""
+  buffer = _empty(tuple(part.stop - part.start for part in index), leaf.dtype)
+  layers = [(buffer, leaf.tensors[0])]
+  if leaf.stacked:
+    layers = list(zip(buffer, leaf.tensors[index[0]], strict=True))
+    index = index[1:]
+  rows, *columns = index[::-1] if leaf.origin.transpose else index
+  jobs = [
+      (target.T if leaf.origin.transpose else target, tensor, start, stop)
+      for target, tensor in layers
+      for start, stop in _pieces(rows, tensor.shape, leaf.origin.rotary_rows)
+  ]
+
+  def fill(job) -> None:
+    target, tensor, start, stop = job
+    values = _rows(tensor, leaf.origin, start, stop)[:, *columns]
+    values = _cast(values, leaf.dtype, tensor)
+    target = target[start - rows.start : stop - rows.start]
+    for band in range(0, len(values), _BAND):
+      target[band : band + _BAND] = values[band : band + _BAND]
+    tensor.release(leaf.origin.first_row + start, leaf.origin.first_row + stop)
+
+  for _ in pool.map(fill, jobs):
+    pass
+  return buffer
+
+
+def _pieces(
+    rows: slice, shape: tuple[int, ...], rotary_rows: int
+) -> Iterator[tuple[int, int]]:
+  """Splits rows into pieces, at the borders of heads where that matters."""
+  step = max(1, _PIECE // max(1, int(np.prod(shape[1:]))))
+  if rotary_rows:
+    step = -(-step // rotary_rows) * rotary_rows
+  start = rows.start
+  while start < rows.stop:
+    stop = min(rows.stop, (start // step + 1) * step)
+    yield start, stop
+    start = stop
+
+
+def _rows(
+    tensor: tensors_lib.StoredTensor,
+    origin: names_lib.Origin,
+    start: int,
+    stop: int,
+) -> np.ndarray:
+  """Returns rows `[start, stop)` of a parameter as our tree orders them."""
+  head = origin.rotary_rows or 1
+  first, last = start // head * head, -(-stop // head) * head
+  values = tensor.read(origin.first_row + first, origin.first_row + last)
+  if origin.rotary_rows:
+    # Row 2 i + j of a head is row i + j H / 2 here.
+    pairs = values.reshape(-1, head // 2, 2, *values.shape[1:])
+    values = pairs.swapaxes(1, 2).reshape(values.shape)
+  if origin.offset:
+    values = values.astype(np.float32) + np.float32(origin.offset)
+  return values[start - first : stop - first]
+
+
+def _cast(
+    values: np.ndarray, dtype: np.dtype, tensor: tensors_lib.StoredTensor
+) -> np.ndarray:
+  """Casts, and raises when a value is not finite afterwards."""
+  with np.errstate(over='ignore', invalid='ignore'):
+    result = values.astype(dtype, copy=False)
+  if not _finite(result):
+    what = 'NaN or infinite values: the checkpoint is broken'
+    if _finite(values.astype(np.float64)):
+      what = f'values too large for {dtype}: load it as float32 or bfloat16'
+    raise errors.MeJaxError(
+        f'{tensor.file.path}: tensor {tensor.name} holds {what}'
+    )
+  return result
+
+
+def _finite(values: np.ndarray) -> bool:
+  exponent = _EXPONENT.get(values.dtype)
+  if exponent is None:
+    return bool(np.isfinite(values).all())
+  # Many times faster than isfinite, which is not vectorised for these types.
+  bits = np.ascontiguousarray(values).view(np.uint16) & 0x7FFF
+  return not bits.size or int(bits.max()) < exponent
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+  """Returns a buffer that JAX takes over without a copy: it wants alignment."""
+  nbytes = int(np.prod(shape)) * dtype.itemsize
+  raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
+  start = -raw.ctypes.data % _ALIGNMENT
+  return raw[start : start + nbytes].view(dtype).reshape(shape)
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat = {}
+  for key, value in tree.items():
+    if isinstance(value, Mapping):
+      flat |= _flatten(value, f'{prefix}{key}/')
+    else:
+      flat[prefix + key] = value
+  return flat
+
+
+def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
+  tree = {}
+  for path, value in flat.items():
+    *parents, last = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = value
+  return tree

@@ -1,0 +1,122 @@
+"""How do texts become token ids in rows?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from me_jax import errors
+from me_jax.checkpoints import load as load_lib
+from me_jax.models import batch as batch_lib
+from me_jax.models import config as config_lib
+
+BOS = ('auto', 'always', 'never', 'both')
+
+
+def encode(
+  lm: load_lib.LoadedModel,
+  texts: Sequence[str | list[dict[str, str]]],
+  bos: str = 'auto',
+  *,
+  pack: bool = False,
+  length: int | None = None,
+  pad_side: str = 'right',
+) -> batch_lib.Batch:
+  """Turns texts into a batch.
+
+  Args:
+    lm: the model; its tokenizer and configuration are used.
+    texts: strings, or chats as lists of `{'role': ..., 'content': ...}`. A
+      chat goes through the tokenizer's template; without a template its
+      messages are written out as `role: content` lines.
+    bos: whether a text starts with the beginning-of-sequence token: `auto` as
+      the tokenizer does, `always`, `never` (none is added; one that a chat
+      template writes stays), or `both`, each text with and without.
+    pack: several texts in a row, where they fit.
+    length: tokens of a row; by default the longest text.
+    pad_side: where rows are filled up, `right` or `left`.
+
+  Returns:
+    The batch, texts in the order given.
+
+  Raises:
+    MeJaxError: no tokenizer, an empty text, one longer than the context, a
+      token outside the vocabulary, or no such token as BOS.
+  """
+  ids = token_ids(lm.tokenizer, lm.config, texts, bos)
+  batch = batch_lib.make_batch(ids, pack=pack, length=length, pad_side=pad_side)
+  return batch_lib.check_batch(lm.config, batch)
+
+
+def token_ids(
+  tokenizer: Any,
+  config: config_lib.ModelConfig,
+  texts: Sequence[str | list[dict[str, str]]],
+  bos: str = 'auto',
+) -> list[list[int]]:
+  """Returns the ids of each text; arguments and errors as in `encode`."""
+  if bos not in BOS:
+    raise errors.MeJaxError(
+      f'bos is {bos!r}, must be one of {", ".join(BOS)}'
+      f'{errors.nearest(str(bos), BOS)}.'
+    )
+  if tokenizer is None:
+    raise errors.MeJaxError(
+      'the checkpoint has no tokenizer: put its tokenizer.json beside it.'
+    )
+  if isinstance(texts, str):
+    raise errors.MeJaxError('encode takes a list of texts, not one string.')
+  bos_id = tokenizer.bos_token_id
+  if bos == 'always' and bos_id is None:
+    raise errors.MeJaxError("the tokenizer has no BOS token: bos='never' works.")
+  result = []
+  for number, text in enumerate(texts, 1):
+    for ids in _variants(tokenizer, text, bos, bos_id):
+      if not ids:
+        raise errors.MeJaxError(f'prompt {number} is empty: it has no tokens.')
+      if len(ids) > config.max_position_embeddings:
+        raise errors.MeJaxError(
+          f'prompt {number} has {len(ids)} tokens, more than the context of '
+          f'{config.max_position_embeddings}: shorten it.'
+        )
+      if max(ids) >= config.vocab_size:
+        raise errors.MeJaxError(
+          f'prompt {number} has token id {max(ids)}, outside the model\'s '
+          f'vocabulary of {config.vocab_size}: tokenizer and model differ.'
+        )
+      result.append(ids)
+  if not result:
+    raise errors.MeJaxError('there is no prompt.')
+  return result
+
+
+def _variants(
+  tokenizer: Any,
+  text: str | list[dict[str, str]],
+  bos: str,
+  bos_id: int | None,
+) -> list[list[int]]:
+  """Returns the ids of one text, with or without BOS, or both."""
+  if isinstance(text, str) and not text:
+    return [[]]
+  is_chat = not isinstance(text, str)
+  templated = is_chat and tokenizer.chat_template
+  if templated:
+    written = tokenizer.apply_chat_template(text, tokenize=False)
+  elif is_chat:
+    written = '\n'.join(f'{turn["role"]}: {turn["content"]}' for turn in text)
+  else:
+    written = text
+  plain = tokenizer(written, add_special_tokens=False)['input_ids']
+  starts = bool(plain) and bos_id is not None and plain[0] == bos_id
+  with_bos = plain if starts or bos_id is None else [bos_id, *plain]
+  if bos == 'always':
+    return [with_bos]
+  if bos == 'never':
+    return [plain]
+  if bos == 'both':
+    return [plain] if plain == with_bos else [plain, with_bos]
+  # A template writes BOS itself where the model wants it.
+  if templated:
+    return [plain]
+  return [tokenizer(written)['input_ids']]

@@ -1,0 +1,256 @@
+"""How does the name of a checkpoint become a model that can be called?
+
+`open_checkpoint` reads only headers: what the model is, and where its tensors
+lie. `Checkpoint.load_params` and `.load_tokenizer` do the work, so that a
+caller may overlap them with compilation; `load` does all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import concurrent.futures
+import dataclasses
+import glob
+import os
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+
+from me_jax import errors
+from me_jax.checkpoints import assemble
+from me_jax.checkpoints import gguf
+from me_jax.checkpoints import gguf_config
+from me_jax.checkpoints import gguf_tokenizer
+from me_jax.checkpoints import locate
+from me_jax.checkpoints import names as names_lib
+from me_jax.checkpoints import safetensors
+from me_jax.checkpoints import strict_json
+from me_jax.checkpoints import tensors as tensors_lib
+from me_jax.checkpoints import tokenizer as tokenizer_lib
+from me_jax.models import config as config_lib
+from me_jax.models import decoder
+
+DTYPES = ('float32', 'bfloat16', 'float16')
+_PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
+_ORBAX_MARKS = ('_CHECKPOINT_METADATA', '_METADATA')
+
+
+class LoadedModel(NamedTuple):
+  """A model with all that is needed to run it.
+
+  Attributes:
+    model: the module; `model.apply({'params': params}, tokens_BT)`.
+    params: its parameters, plain nested dicts of `jax.Array`.
+    tokenizer: a `transformers` tokenizer; None when the checkpoint has none.
+    config: what the model is.
+  """
+
+  model: decoder.Decoder
+  params: dict[str, Any]
+  tokenizer: Any
+  config: config_lib.ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
+class Checkpoint:
+  """A checkpoint whose headers have been read, and nothing else.
+
+  Attributes:
+    path: the file or folder.
+    config: what the model is.
+    tensors: what it holds, by name.
+    names: which of them each parameter comes from.
+    load_tokenizer: returns the tokenizer, None when there is none; imports
+      transformers (a second).
+  """
+
+  path: str
+  config: config_lib.ModelConfig
+  tensors: Mapping[str, tensors_lib.StoredTensor] = dataclasses.field(
+      repr=False
+  )
+  names: names_lib.NameTable = dataclasses.field(repr=False)
+  load_tokenizer: Callable[[], Any] = dataclasses.field(repr=False)
+
+  def load_params(
+      self,
+      dtype: str = 'float32',
+      shardings: Mapping[str, Any] | None = None,
+      progress: assemble.Progress | None = None,
+  ) -> dict[str, Any]:
+    """Reads the parameters; arguments and errors as in `load`."""
+    check_dtype(dtype)
+    return assemble.assemble(
+        decoder.param_shapes(self.config, dtype),
+        self.tensors,
+        self.names,
+        shardings=shardings,
+        progress=progress,
+    )
+
+
+def load(
+    source: str | os.PathLike[str] = 'smollm2',
+    *,
+    dtype: str = 'float32',
+    shardings: Mapping[str, Any] | None = None,
+    progress: assemble.Progress | None = None,
+) -> LoadedModel:
+  """Loads a model.
+
+  Args:
+    source: the alias `smollm2`; a `.gguf` file; a folder with `config.json`
+      and safetensors, or with one `.gguf` file; or a hub id `owner/name`,
+      optionally with `@revision`.
+    dtype: of parameters and computation: `float32`, `bfloat16` or `float16`.
+    shardings: a tree like the parameters of `jax.sharding.Sharding`; each
+      device reads its own slice only. None: all on the default device.
+    progress: called with bytes of parameters done and in total.
+
+  Returns:
+    Model, parameters, tokenizer and configuration.
+
+  Raises:
+    MeJaxError: no such checkpoint, or one that is broken, incomplete, not
+      supported or not finite; one line says what and what to do.
+  """
+  check_dtype(dtype)
+  checkpoint = open_checkpoint(source)
+  # Importing transformers and reading weights wait for different things.
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    tokenizer = pool.submit(checkpoint.load_tokenizer)
+    params = checkpoint.load_params(dtype, shardings, progress)
+    return LoadedModel(
+        decoder.Decoder(
+            checkpoint.config,
+            dtype=jnp.dtype(dtype),
+            param_dtype=jnp.dtype(dtype),
+        ),
+        params,
+        tokenizer.result(),
+        checkpoint.config,
+    )
+
+
+def open_checkpoint(source: str | os.PathLike[str] = 'smollm2') -> Checkpoint:
+  """Reads the headers of a checkpoint.
+
+  Args:
+    source: as in `load`.
+
+  Returns:
+    The checkpoint, with its weights unread.
+
+  Raises:
+    MeJaxError: as in `load`, but for what only the weights can show.
+  """
+  path = locate.locate(source)
+  if os.path.isdir(path):
+    return _open_folder(path)
+  if path.endswith('.safetensors'):
+    raise errors.MeJaxError(
+        f'{path} is weights without a configuration: give the folder that holds'
+        ' it and its config.json'
+    )
+  if path.lower().endswith(_PICKLES):
+    raise _pickle_error(path)
+  if not os.path.isfile(path):
+    raise errors.MeJaxError(f'{path} is neither a file nor a folder')
+  return _open_gguf(path)
+
+
+def check_dtype(dtype: str) -> None:
+  """Raises MeJaxError unless `dtype` names a type that parameters may have."""
+  if dtype not in DTYPES:
+    raise errors.MeJaxError(
+        f'dtype is {dtype!r:.40}, must be one of {", ".join(DTYPES)}'
+    )
+
+
+def _open_folder(folder: str) -> Checkpoint:
+  """Finds out which kind of folder this is, and opens it."""
+  try:
+    present = sorted(os.listdir(folder))
+  except OSError as error:
+    raise errors.MeJaxError(f'cannot read {folder}: {error.strerror}') from error
+  ggufs = glob.glob(os.path.join(glob.escape(folder), '*.gguf'))
+  if safetensors.INDEX in present or any(
+      name.endswith('.safetensors') for name in present
+  ):
+    return _open_hf(folder)
+  if len(ggufs) == 1:
+    return _open_gguf(ggufs[0])
+  if ggufs:
+    raise errors.MeJaxError(
+        f'{folder} holds {len(ggufs)} GGUF files: name one of them'
+    )
+  pickles = [name for name in present if name.lower().endswith(_PICKLES)]
+  if pickles:
+    raise _pickle_error(os.path.join(folder, pickles[0]))
+  if any(mark in present for mark in _ORBAX_MARKS):
+    raise errors.MeJaxError(
+        f'{folder} is an Orbax checkpoint, which cannot be loaded yet'
+    )
+  raise errors.MeJaxError(
+      f'{folder} is not a checkpoint: it holds neither *.safetensors with a'
+      ' config.json nor a *.gguf file'
+  )
+
+
+def _open_hf(folder: str) -> Checkpoint:
+  config_path = os.path.join(folder, 'config.json')
+  if not os.path.exists(config_path):
+    raise errors.MeJaxError(
+        f'{folder} holds weights but no config.json: download that too'
+    )
+  tensors = safetensors.open_folder(folder)
+  config = _translate(strict_json.read(config_path), tensors, config_path)
+  names = names_lib.hf_table(config, tensors)
+  assemble.check_sizes(config, tensors, names)
+  return Checkpoint(
+      path=folder,
+      config=config,
+      tensors=tensors,
+      names=names,
+      load_tokenizer=lambda: tokenizer_lib.load(folder),
+  )
+
+
+def _open_gguf(path: str) -> Checkpoint:
+  file = gguf.open_file(path)
+  config = _translate(gguf_config.to_hf(file), file.tensors, path)
+  names = names_lib.gguf_table(config)
+  assemble.check_sizes(config, file.tensors, names)
+  return Checkpoint(
+      path=path,
+      config=config,
+      tensors=file.tensors,
+      names=names,
+      load_tokenizer=lambda: gguf_tokenizer.build(file),
+  )
+
+
+def _translate(
+    hf: dict[str, Any],
+    tensors: Mapping[str, tensors_lib.StoredTensor],
+    path: str,
+) -> config_lib.ModelConfig:
+  """Returns our configuration; errors name the file it came from."""
+  layers = hf.get('num_hidden_layers')
+  # Before a billion layers are written down one by one.
+  if isinstance(layers, int) and layers > len(tensors):
+    raise errors.MeJaxError(
+        f'{path} asks for {layers} layers, but the checkpoint holds only'
+        f' {len(tensors)} tensors'
+    )
+  try:
+    return config_lib.ModelConfig.from_hf(hf)
+  except errors.MeJaxError as error:
+    raise errors.MeJaxError(f'{path}: {error}') from error
+
+
+def _pickle_error(path: str) -> errors.MeJaxError:
+  return errors.MeJaxError(
+      f'{path} is a pickle, which can run code when it is read: convert it to'
+      ' safetensors (transformers: save_pretrained) and load that'
+  )

@@ -1,0 +1,46 @@
+"""Which tokenizer belongs to a checkpoint's folder?
+
+transformers is imported here and nowhere earlier: it takes a second. The class
+is `PreTrainedTokenizerFast` and not `AutoTokenizer`, whose import brings torch
+in where that is installed; both read `tokenizer.json` to the same ids.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from me_jax import errors
+
+FAST_FILE = 'tokenizer.json'
+# Files that only AutoTokenizer knows how to convert.
+_SLOW_FILES = ('tokenizer.model', 'vocab.json', 'spiece.model', 'vocab.txt')
+
+
+def load(folder: str) -> Any:
+  """Returns the tokenizer of a Hugging Face folder.
+
+  Args:
+    folder: with `tokenizer.json`, or older files that transformers converts.
+
+  Returns:
+    A `transformers.PreTrainedTokenizerFast` with its chat template; None when
+    the folder holds no tokenizer.
+
+  Raises:
+    MeJaxError: the files are there but broken.
+  """
+  present = set(os.listdir(folder))
+  if FAST_FILE in present:
+    from transformers import PreTrainedTokenizerFast as loader
+  elif present.intersection(_SLOW_FILES):
+    from transformers import AutoTokenizer as loader
+  else:
+    return None
+  try:
+    return loader.from_pretrained(folder, local_files_only=True)
+  # The tokenizers library raises bare Exception on broken files.
+  except Exception as error:
+    raise errors.MeJaxError(
+        f'cannot read the tokenizer in {folder}: {str(error)[:200]}'
+    ) from error

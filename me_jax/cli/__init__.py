@@ -1,0 +1,86 @@
+"""The command line: `me-jax VERB --flags`, one file a verb.
+
+This file only chooses the verb and turns what went wrong into an exit status,
+so that `me-jax --help` answers without importing JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import importlib
+import os
+import sys
+
+from me_jax import errors
+
+# Each is a module here with `HELP`, `define(flags)` and `run(flags)`.
+VERBS = {
+  'find': 'find the layer that creates the massive activations',
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs a verb.
+
+  Args:
+    argv: what follows the program's name; by default the process's own.
+
+  Returns:
+    0 on success, 2 on bad input, after one line that says what is wrong.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    return _main(argv)
+  except errors.MeJaxError as error:
+    print(f'me-jax: {error}', file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print('me-jax: interrupted', file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    # The reader of our output has gone; python would complain once more.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _main(argv: list[str]) -> int:
+  from me_jax.cli import flags as flags_lib
+
+  if not argv or argv[0] in ('-h', '--help', '-help', 'help'):
+    if argv and argv[0] == 'help' and argv[1:]:
+      argv = [argv[1], '--help']
+    else:
+      print(_usage())
+      return 0
+  if argv[0] == '--version':
+    from me_jax import __version__
+
+    print(f'me-jax {__version__}')
+    return 0
+  verb, rest = argv[0], argv[1:]
+  if verb not in VERBS:
+    raise errors.MeJaxError(
+      f"there is no verb '{verb}'{errors.nearest(verb, VERBS)}; "
+      f'verbs: {", ".join(VERBS)}.'
+    )
+  module = importlib.import_module(f'me_jax.cli.{verb}')
+  if any(arg in ('-h', '--help', '-help') for arg in rest):
+    print(flags_lib.help_text(verb, module))
+    return 0
+  module.run(flags_lib.parse(verb, module, rest))
+  return 0
+
+
+def _usage() -> str:
+  width = max(map(len, VERBS))
+  verbs = [f'  {verb:<{width}}  {what}' for verb, what in VERBS.items()]
+  return '\n'.join([
+    'me-jax finds, explains and relaxes massive activations in language models.',
+    '',
+    'Usage: me-jax VERB [--flag=value ...]',
+    '',
+    *verbs,
+    '',
+    'me-jax VERB --help lists the flags of a verb. Every verb runs without any',
+    'flags, on the default model.',
+  ])

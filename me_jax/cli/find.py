@@ -1,0 +1,151 @@
+"""`me-jax find`: which layer creates the massive activations?"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from me_jax.cli import flags as flags_lib
+from me_jax.cli import session
+
+HELP = """\
+Finds the ME Layer: the decoder layer that writes a model's massive activations
+into one token's residual stream. Prints who wrote them, by layer, attention
+and FFN, with the channels and neurons, the tokens, an ordinary token as a
+control, and how far three rules agree over all prompts."""
+
+# Row lengths to choose from; few, so that compiled programs are found again.
+_LENGTHS = (64, 128, 192, 256, 384, 512)
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+  """Declares the verb's flags."""
+  flags_lib.define_model(flags)
+  flags_lib.define_prompts(flags)
+  flags_lib.define_outputs(flags)
+  absl_flags.DEFINE_string(
+    'figure',
+    None,
+    'a file for the figure: .png, .svg or .pdf. With --out, the folder gets '
+    'figure.png and report.json without being asked.',
+    flag_values=flags,
+  )
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+  """Runs the verb."""
+  json_path, figure_path = _outputs(flags)
+  from me_jax.analysis import prompts as prompts_lib
+  from me_jax.checkpoints import load
+
+  prompts = (
+    prompts_lib.read(flags.prompts) if flags.prompts else prompts_lib.builtin()
+  )
+  checkpoint = load.open_checkpoint(flags.model)
+  session.keep_compiled()
+  report, tokenizer = _find(flags, checkpoint, prompts)
+  del tokenizer
+  report.provenance.update(
+    model=checkpoint.path,
+    prompts=flags.prompts or 'built-in',
+    prompt_count=len(prompts),
+    bos=flags.bos,
+  )
+  from me_jax.cli import find_table
+
+  find_table.show(report)
+  if json_path:
+    session.write_json(json_path, report.to_json())
+  if figure_path:
+    from me_jax.plotting import figures
+
+    session.make_parent(figure_path)
+    figures.save(figures.emergence(report), figure_path)
+  for path in (json_path, figure_path):
+    if path:
+      print(f'wrote {path}')
+
+
+def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> tuple[Any, Any]:
+  """Loads weights while the tokenizer and the compiler work beside."""
+  import jax.numpy as jnp
+
+  from me_jax.analysis import emergence
+  from me_jax.analysis import residual
+  from me_jax.analysis import trace
+  from me_jax.checkpoints import encoding
+  from me_jax.models import batch as batch_lib
+  from me_jax.models import decoder
+
+  dtype = jnp.dtype(flags.dtype)
+  model = decoder.Decoder(checkpoint.config, dtype=dtype, param_dtype=dtype)
+
+  def prepare() -> tuple[Any, batch_lib.Batch, Any]:
+    tokenizer = checkpoint.load_tokenizer()
+    ids = encoding.token_ids(tokenizer, checkpoint.config, prompts, flags.bos)
+    batch = _lay_out(ids)
+    compiled = residual.measure.lower(
+      model,
+      decoder.param_shapes(checkpoint.config, flags.dtype),
+      *trace.operand_shapes(batch),
+    ).compile()
+    return tokenizer, batch, compiled
+
+  with (
+    session.progress() as progress,
+    concurrent.futures.ThreadPoolExecutor(1) as pool,
+  ):
+    prepared = pool.submit(prepare)
+    params = checkpoint.load_params(
+      flags.dtype, progress=functools.partial(progress.step, 'loading weights')
+    )
+    progress.step('compiling', 0, 1)
+    tokenizer, batch, compiled = prepared.result()
+    progress.step('compiling', 1, 1)
+    report = emergence.find_me_layer(
+      model,
+      params,
+      batch,
+      tokenizer=tokenizer,
+      # The model is part of what was compiled.
+      measure=lambda _, *arguments: compiled(*arguments),
+      progress=functools.partial(progress.step, 'reading prompts'),
+    )
+  return report, tokenizer
+
+
+def _lay_out(ids: list[list[int]]) -> Any:
+  """Packs the prompts into rows of the length that wastes least."""
+  from me_jax.analysis import trace
+  from me_jax.models import batch as batch_lib
+
+  longest = max(map(len, ids))
+  lengths = [length for length in _LENGTHS if length >= longest]
+  lengths = lengths or [-(-longest // 128) * 128]
+  batches = [
+    batch_lib.make_batch(ids, pack=True, length=length) for length in lengths
+  ]
+  return min(batches, key=trace.tokens_run)
+
+
+def _outputs(
+  flags: Any,
+) -> tuple[pathlib.Path | None, pathlib.Path | None]:
+  """Returns where JSON and figure go, after checking that they can."""
+  out = pathlib.Path(flags.out) if flags.out else None
+  json_path = flags.json or (out and out / 'report.json')
+  figure_path = flags.figure or (out and out / 'figure.png')
+  paths = tuple(path and pathlib.Path(path) for path in (json_path, figure_path))
+  for path in paths:
+    session.check_writable(path)
+  if paths[1] and paths[1].suffix not in ('.png', '.svg', '.pdf'):
+    from me_jax import errors
+
+    raise errors.MeJaxError(
+      f'--figure={paths[1]}: the name must end in .png, .svg or .pdf.'
+    )
+  return paths

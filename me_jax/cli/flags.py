@@ -1,0 +1,114 @@
+"""How are flags declared, read and explained? absl's, one set a verb.
+
+A verb's flags live in a `FlagValues` of their own instead of absl's global
+one, so that verbs can share names and tests can run several in a process.
+Flags that mean the same in every verb are declared here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import textwrap
+from types import ModuleType
+
+from absl import flags as absl_flags
+
+from me_jax import errors
+
+
+def define_model(flags: absl_flags.FlagValues) -> None:
+  """Declares which model is used, and how it is computed."""
+  absl_flags.DEFINE_string(
+    'model',
+    'smollm2',
+    'the model: a folder with safetensors and config.json, a .gguf file, a '
+    'hub id (owner/name), or the default model, smollm2.',
+    flag_values=flags,
+  )
+  absl_flags.DEFINE_enum(
+    'dtype',
+    'float32',
+    ['float32', 'bfloat16', 'float16'],
+    'type of the parameters and of the computation inside layers; the '
+    'residual stream is always float32.',
+    flag_values=flags,
+  )
+
+
+def define_prompts(flags: absl_flags.FlagValues) -> None:
+  """Declares which texts are looked at."""
+  absl_flags.DEFINE_string(
+    'prompts',
+    None,
+    'a file of prompts: .jsonl with "text" or "messages" in each row, or plain '
+    'text with a prompt a line. Default: 24 built-in prompts of varied kind.',
+    flag_values=flags,
+  )
+  absl_flags.DEFINE_enum(
+    'bos',
+    'both',
+    ['auto', 'always', 'never', 'both'],
+    'whether prompts start with the BOS token: as the tokenizer does it, '
+    'always, never, or each prompt both ways.',
+    flag_values=flags,
+  )
+
+
+def define_outputs(flags: absl_flags.FlagValues) -> None:
+  """Declares where results go."""
+  absl_flags.DEFINE_string(
+    'out', None, 'a folder for everything this verb writes.', flag_values=flags
+  )
+  absl_flags.DEFINE_string(
+    'json', None, 'a file for the numbers, as JSON.', flag_values=flags
+  )
+
+
+def parse(
+  verb: str, module: ModuleType, argv: Sequence[str]
+) -> absl_flags.FlagValues:
+  """Reads a verb's flags.
+
+  Raises:
+    MeJaxError: an unknown flag (the nearest is named), a value that does not
+      fit, or an argument that is no flag.
+  """
+  flags = _declared(module)
+  try:
+    rest = flags([verb, *argv])[1:]
+  except absl_flags.UnrecognizedFlagError as error:
+    known = [name for name in flags if len(name) > 1]
+    raise errors.MeJaxError(
+      f"{verb} has no flag '--{error.flagname}'"
+      f'{errors.nearest(error.flagname, known)}; me-jax {verb} --help lists '
+      'them.'
+    ) from None
+  except absl_flags.Error as error:
+    raise errors.MeJaxError(str(error)) from None
+  if rest:
+    raise errors.MeJaxError(
+      f"'{rest[0]}' is no flag: values are given as --name=value."
+    )
+  return flags
+
+
+def help_text(verb: str, module: ModuleType) -> str:
+  """Returns what `me-jax VERB --help` prints."""
+  flags = _declared(module)
+  lines = [f'Usage: me-jax {verb} [--flag=value ...]', '', module.HELP, '']
+  for name in flags:
+    flag = flags[name]
+    default = '' if flag.default in (None, False) else f' [{flag.default}]'
+    choices = getattr(flag.parser, 'enum_values', None)
+    values = f'={"|".join(choices)}' if choices else '=...'
+    lines.append(f'  --{name}{"" if flag.boolean else values}{default}')
+    lines += textwrap.wrap(
+      flag.help, 72, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+    )
+  return '\n'.join(lines)
+
+
+def _declared(module: ModuleType) -> absl_flags.FlagValues:
+  flags = absl_flags.FlagValues()
+  module.define(flags)
+  return flags

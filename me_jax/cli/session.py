@@ -1,0 +1,113 @@
+"""What every verb does around its work: caches, progress, output files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+import contextlib
+import json
+import os
+import pathlib
+import sys
+from typing import Any
+
+from me_jax import errors
+
+
+def cache_dir() -> pathlib.Path | None:
+  """Returns the user's cache folder for me_jax, None if it cannot be made."""
+  home = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  path = os.environ.get('ME_JAX_CACHE') or pathlib.Path(home) / 'me_jax'
+  path = pathlib.Path(path)
+  try:
+    path.mkdir(parents=True, exist_ok=True)
+  except OSError:
+    return None
+  return path if os.access(path, os.W_OK) else None
+
+
+def keep_compiled() -> None:
+  """Makes JAX keep compiled programs across processes."""
+  import jax
+
+  # Who has set up JAX's own cache keeps it.
+  folder = cache_dir()
+  if folder is not None and jax.config.jax_compilation_cache_dir is None:
+    jax.config.update('jax_compilation_cache_dir', str(folder / 'compiled'))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+    jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def check_writable(path: pathlib.Path | None) -> None:
+  """Raises MeJaxError if a file could not be written; touches nothing."""
+  if path is None:
+    return
+  if path.is_dir():
+    raise errors.MeJaxError(f'{path} is a folder, not a file to write.')
+  parent = path.absolute().parent
+  while not parent.exists():
+    parent = parent.parent
+  if not parent.is_dir():
+    raise errors.MeJaxError(f'cannot write {path}: {parent} is no folder.')
+  if not os.access(parent, os.W_OK | os.X_OK):
+    raise errors.MeJaxError(f'cannot write {path}: no permission in {parent}.')
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all, with its folder."""
+  make_parent(path)
+  partial = path.with_name(f'.{path.name}.partial')
+  try:
+    partial.write_text(text, encoding='utf-8')
+    os.replace(partial, path)
+  except OSError as error:
+    raise errors.MeJaxError(f'cannot write {path}: {error.strerror}') from None
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+def write_json(path: pathlib.Path, value: Any) -> None:
+  """Writes a value as JSON, whole or not at all."""
+  write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
+
+
+def make_parent(path: pathlib.Path) -> None:
+  """Makes the folder of a file."""
+  try:
+    path.parent.mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise errors.MeJaxError(
+      f'cannot make the folder {path.parent}: {error.strerror}'
+    ) from None
+
+
+class Progress:
+  """Steps of a verb, shown on stderr while they run."""
+
+  def __init__(self, bars: Any = None):
+    self._bars = bars
+    self._tasks: dict[str, Any] = {}
+
+  def step(self, what: str, done: int, total: int) -> None:
+    """Shows that `done` of `total` of a step are through."""
+    if self._bars is None:
+      if not self._tasks.get(what):
+        print(f'me-jax: {what}', file=sys.stderr, flush=True)
+        self._tasks[what] = True
+      return
+    if what not in self._tasks:
+      self._tasks[what] = self._bars.add_task(what, total=total)
+    self._bars.update(self._tasks[what], completed=done, total=total)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+  """Yields bars on a terminal, and a line a step elsewhere."""
+  if not sys.stderr.isatty():
+    yield Progress()
+    return
+  from rich import console as console_lib
+  from rich import progress as progress_lib
+
+  console = console_lib.Console(stderr=True)
+  with progress_lib.Progress(console=console, transient=True) as bars:
+    yield Progress(bars)

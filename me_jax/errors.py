@@ -1,0 +1,32 @@
+"""What me_jax raises when the fault lies in what it was given.
+
+Everything that a user can get wrong (paths, files, configurations, texts,
+flags) raises `MeJaxError` with one line that says what is wrong and what to do
+about it. Any other exception is a fault of me_jax itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+import difflib
+
+
+class MeJaxError(Exception):
+  """Bad input, said in one line. The command line turns it into exit status 2."""
+
+  def __init__(self, message: str):
+    super().__init__(' '.join(str(message).split()))
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """Returns `" (did you mean 'x'?)"` for the known name nearest to `name`.
+
+  Args:
+    name: what the user wrote.
+    known: the names that exist.
+
+  Returns:
+    A clause to append to an error message; empty when nothing is near.
+  """
+  close = difflib.get_close_matches(name, list(known), n=1)
+  return f" (did you mean '{close[0]}'?)" if close else ''

@@ -1,0 +1,1 @@
+"""The decoder: configuration, blocks, and the sites where it is read."""

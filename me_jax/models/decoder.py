@@ -1,0 +1,409 @@
+"""The decoder: one scanned block for every family.
+
+The parameter tree follows Hugging Face's names, with the parameters of all
+layers stacked on a leading axis:
+
+  embed_tokens/embedding [V, D]      norm/weight [D]      lm_head/kernel [D, V]
+  layers/self_attn/{q,k,v,o}_proj/kernel [L, in, out]  (+ bias [L, out])
+  layers/mlp/{gate,up,down}_proj/kernel [L, in, out]
+  layers/{input,post_attention}_layernorm/weight [L, D]
+
+Kernels are `[in, out]`, the transpose of Hugging Face's. Families with other
+norms have `pre_feedforward_layernorm` and `post_feedforward_layernorm` too.
+
+Letters: B batch, T time, L layers, D model width, R half the rotated dims, V
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import flax.linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from me_jax import errors
+from me_jax.models import attention
+from me_jax.models import config as config_lib
+from me_jax.models import mlp
+from me_jax.models import norms
+from me_jax.models import rope
+from me_jax.models import sites as sites_lib
+
+Params = Mapping[str, Any]
+
+REMAT_POLICIES = {
+    'none': None,
+    'full': jax.checkpoint_policies.nothing_saveable,
+    'dots': jax.checkpoint_policies.dots_saveable,
+    'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@struct.dataclass
+class LayerInputs:
+  """What differs between layers besides parameters; scanned, `[L]` each."""
+
+  index: jax.Array
+  windowed: jax.Array
+  rotated: jax.Array
+
+
+@struct.dataclass
+class Shared:
+  """What all layers of one call share.
+
+  Attributes:
+    segments_BT: int32, 0 for padding, else the number of the text.
+    tables: cosines and sines `[B, T, R]`: of full, then of windowed layers.
+    operands: of observers and edits.
+  """
+
+  segments_BT: jax.Array
+  tables: tuple[tuple[jax.Array, jax.Array], ...]
+  operands: Mapping[str, jax.Array]
+
+
+@struct.dataclass
+class Output:
+  """What a call of the decoder returns.
+
+  Attributes:
+    logits: `[B, T, V]` float32.
+    resid: `[B, T, D]`, the residual stream after the last layer.
+    hidden: `[B, T, D]`, the same after the final norm: what the head receives.
+    cache: keys and values for decoding; None without one.
+  """
+
+  logits: jax.Array
+  resid: jax.Array
+  hidden: jax.Array
+  cache: Any = None
+
+
+class Block(nn.Module):
+  """One decoder layer; attributes as in `Decoder`."""
+
+  config: config_lib.ModelConfig
+  sites: sites_lib.Sites
+  dtype: jnp.dtype
+  param_dtype: jnp.dtype
+  residual_dtype: jnp.dtype
+  attention_chunk: int
+
+  @nn.compact
+  def __call__(
+      self,
+      carry: tuple[jax.Array, dict[str, jax.Array]],
+      layer: LayerInputs,
+      shared: Shared,
+  ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], None]:
+    """Advances the residual stream `[B, T, D]` and the captures by a layer."""
+    x_BTD, buffers = carry
+    context = sites_lib.SiteContext(
+        layer.index, shared.segments_BT, shared.operands
+    )
+    site = functools.partial(self._site, context)
+    placement = self.config.norm_placement
+
+    x_BTD = site('resid_pre', x_BTD)
+    h_BTD = x_BTD.astype(self.dtype)
+    if placement != 'post':
+      h_BTD = self._norm('input_layernorm')(x_BTD)
+    h_BTD = site('attn_in', h_BTD)
+    cos_BTR, sin_BTR = self._rotary(layer, shared)
+    a_BTD = attention.Attention(
+        self.config,
+        self.sites,
+        self.dtype,
+        self.param_dtype,
+        self.attention_chunk,
+        name='self_attn',
+    )(h_BTD, cos_BTR, sin_BTR, layer.windowed, context)
+    if placement != 'pre':
+      a_BTD = self._norm('post_attention_layernorm')(a_BTD)
+    a_BTD = site('attn_out', a_BTD)
+    x_BTD = x_BTD + a_BTD.astype(self.residual_dtype)
+
+    x_BTD = site('resid_mid', x_BTD)
+    h_BTD = x_BTD.astype(self.dtype)
+    if placement == 'pre':
+      h_BTD = self._norm('post_attention_layernorm')(x_BTD)
+    elif placement == 'sandwich':
+      h_BTD = self._norm('pre_feedforward_layernorm')(x_BTD)
+    h_BTD = site('ffn_in', h_BTD)
+    y_BTD = mlp.GatedMlp(
+        self.config, self.sites, self.dtype, self.param_dtype, name='mlp'
+    )(h_BTD, context)
+    if placement != 'pre':
+      y_BTD = self._norm('post_feedforward_layernorm')(y_BTD)
+    y_BTD = site('ffn_out', y_BTD)
+    x_BTD = x_BTD + y_BTD.astype(self.residual_dtype)
+    x_BTD = site('resid_post', x_BTD)
+
+    if buffers:
+      captures = {capture.name: capture for capture in self.sites.captures}
+      buffers = {
+          name: captures[name].store(buffer, context.captured[name], context)
+          for name, buffer in buffers.items()
+      }
+    return (x_BTD, buffers), None
+
+  def _site(
+      self, context: sites_lib.SiteContext, name: str, value: jax.Array
+  ) -> jax.Array:
+    value = nn.with_logical_constraint(value, ('batch', 'time', 'act_embed'))
+    return self.sites.visit(self, name, value, context)
+
+  def _norm(self, name: str) -> norms.RMSNorm:
+    return norms.RMSNorm(
+        eps=self.config.rms_norm_eps,
+        offset=self.config.norm_offset,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name=name,
+    )
+
+  def _rotary(
+      self, layer: LayerInputs, shared: Shared
+  ) -> tuple[jax.Array, jax.Array]:
+    """Picks this layer's cosines and sines."""
+    cos_BTR, sin_BTR = shared.tables[0]
+    if len(shared.tables) > 1:
+      local_cos_BTR, local_sin_BTR = shared.tables[1]
+      cos_BTR = jnp.where(layer.windowed, local_cos_BTR, cos_BTR)
+      sin_BTR = jnp.where(layer.windowed, local_sin_BTR, sin_BTR)
+    if self.config.rope_layers:
+      cos_BTR = jnp.where(layer.rotated, cos_BTR, 1.0)
+      sin_BTR = jnp.where(layer.rotated, sin_BTR, 0.0)
+    return cos_BTR, sin_BTR
+
+
+class Decoder(nn.Module):
+  """A decoder-only language model.
+
+  Attributes:
+    config: which model this is.
+    dtype: of the computation inside the branches.
+    param_dtype: of the parameters.
+    residual_dtype: of the residual stream. bfloat16 cannot hold a massive
+      activation and a small write side by side, so float32 is the default.
+    remat: name of a policy in `REMAT_POLICIES`, for training.
+    scanned: False unrolls the layers over parameters that are not stacked,
+      see `unstack_layers`.
+    attention_chunk: queries whose scores exist at a time.
+    sites: observers and edits.
+  """
+
+  config: config_lib.ModelConfig
+  dtype: jnp.dtype = jnp.float32
+  param_dtype: jnp.dtype = jnp.float32
+  residual_dtype: jnp.dtype = jnp.float32
+  remat: str = 'none'
+  scanned: bool = True
+  attention_chunk: int = 64
+  sites: sites_lib.Sites = sites_lib.Sites()
+
+  @nn.compact
+  def __call__(
+      self,
+      tokens_BT: jax.Array,
+      segments_BT: jax.Array | None = None,
+      operands: Mapping[str, jax.Array] | None = None,
+  ) -> Output:
+    """Runs the model.
+
+    Args:
+      tokens_BT: int32 token ids, all in `[0, V)`: gathers clamp, so callers
+        check on the host (`encode` does).
+      segments_BT: int32, 0 for padding (on either side), 1, 2, ... for texts
+        packed in a row, each contiguous; a boolean mask is one text. None
+        means one text a row without padding. Positions restart in each text
+        and attention never crosses texts.
+      operands: arrays that observers and edits ask for, by name.
+
+    Returns:
+      The logits and the final state. Under jit, what is not used of them is
+      not computed.
+    """
+    config = self.config
+    if segments_BT is None:
+      segments_BT = jnp.ones_like(tokens_BT)
+    segments_BT = segments_BT.astype(jnp.int32)
+    operands = dict(operands or {})
+    embed_tokens = nn.Embed(
+        config.vocab_size,
+        config.hidden_size,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        embedding_init=_partitioned(('vocab', 'embed')),
+        name='embed_tokens',
+    )
+
+    x_BTD = embed_tokens(tokens_BT)
+    if config.embedding_scale != 1.0:
+      x_BTD = x_BTD * jnp.asarray(config.embedding_scale, self.dtype)
+    x_BTD = x_BTD.astype(self.residual_dtype)
+    x_BTD = self._layers(x_BTD, segments_BT, operands)
+    hidden_BTD = norms.RMSNorm(
+        eps=config.rms_norm_eps,
+        offset=config.norm_offset,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        name='norm',
+    )(x_BTD)
+
+    # Logits are float32 whatever the computation is: bf16 has 8 bits.
+    dot = functools.partial(
+        jax.lax.dot_general, preferred_element_type=jnp.float32
+    )
+    if config.tie_word_embeddings:
+      embedding_VD = embed_tokens.embedding.astype(self.dtype)
+      logits_BTV = dot(hidden_BTD, embedding_VD, (((2,), (1,)), ((), ())))
+    else:
+      logits_BTV = nn.Dense(
+          config.vocab_size,
+          use_bias=False,
+          dtype=self.dtype,
+          param_dtype=self.param_dtype,
+          kernel_init=_partitioned(('embed', 'vocab')),
+          dot_general=lambda *args, **_: dot(*args),
+          name='lm_head',
+      )(hidden_BTD)
+    if config.final_logit_softcapping:
+      cap = config.final_logit_softcapping
+      logits_BTV = cap * jnp.tanh(logits_BTV / cap)
+    logits_BTV = nn.with_logical_constraint(
+        logits_BTV, ('batch', 'time', 'act_vocab')
+    )
+    return Output(logits=logits_BTV, resid=x_BTD, hidden=hidden_BTD)
+
+  def _layers(
+      self,
+      x_BTD: jax.Array,
+      segments_BT: jax.Array,
+      operands: Mapping[str, jax.Array],
+  ) -> jax.Array:
+    """Runs all blocks on the residual stream, scanned or unrolled."""
+    config = self.config
+    positions_BT = text_positions(segments_BT)
+    ropes = [config.rope] + ([config.rope_local] if config.rope_local else [])
+    shared = Shared(
+        segments_BT,
+        tuple(rope.tables(r, config.head_dim, positions_BT) for r in ropes),
+        operands,
+    )
+    count = config.num_hidden_layers
+    layers = LayerInputs(
+        jnp.arange(count),
+        jnp.asarray(config.layer_windowed or (False,) * count),
+        jnp.asarray(config.rope_layers or (True,) * count),
+    )
+    block = Block
+    if self.remat != 'none':
+      policy = REMAT_POLICIES[self.remat]
+      block = nn.remat(Block, policy=policy, prevent_cse=not self.scanned)
+    attributes = (
+        config,
+        self.sites,
+        self.dtype,
+        self.param_dtype,
+        self.residual_dtype,
+        self.attention_chunk,
+    )
+    carry = (x_BTD, self._buffers(segments_BT, operands))
+    if self.scanned:
+      scan = nn.scan(
+          block,
+          # Without 'intermediates' sow would silently return nothing.
+          variable_axes={'params': 0, 'intermediates': 0},
+          split_rngs={'params': True},
+          in_axes=(0, nn.broadcast),
+          length=count,
+          metadata_params={nn.PARTITION_NAME: 'layers'},
+      )
+      carry, _ = scan(*attributes, name='layers')(carry, layers, shared)
+    else:
+      for i in range(count):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+        carry, _ = block(*attributes, name=f'layers_{i}')(carry, layer, shared)
+    x_BTD, buffers = carry
+    for name, buffer in buffers.items():
+      sites_lib.sow(self, name, buffer)
+    return x_BTD
+
+  def _buffers(
+      self, segments_BT: jax.Array, operands: Mapping[str, jax.Array]
+  ) -> dict[str, jax.Array]:
+    """Returns an empty buffer for every capture that will be read."""
+    if not self.is_mutable_collection('intermediates'):
+      return {}
+    batch, time = segments_BT.shape
+    wide = {
+        'attn_probs': (batch, self.config.num_attention_heads, time, time),
+        'ffn_act': (batch, time, self.config.intermediate_size),
+    }
+    state = (batch, time, self.config.hidden_size)
+    return {
+        capture.name: capture.start(wide.get(capture.site, state), operands)
+        for capture in self.sites.captures
+    }
+
+
+def _partitioned(axes: tuple[str, str]) -> nn.initializers.Initializer:
+  return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
+
+
+def text_positions(segments_BT: jax.Array) -> jax.Array:
+  """Returns each token's index within its text, `[B, T]` int32."""
+  index_1T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)[None]
+  before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
+  start_BT = jnp.where(segments_BT != before_BT, index_1T, 0)
+  return index_1T - jax.lax.cummax(start_BT, axis=1)
+
+
+def first_tokens(segments_BT: jax.Array) -> jax.Array:
+  """Returns where a text starts, `[B, T]` bool."""
+  return (text_positions(segments_BT) == 0) & (segments_BT > 0)
+
+
+def param_shapes(config: config_lib.ModelConfig, dtype: Any) -> dict[str, Any]:
+  """Returns the parameter tree as `jax.ShapeDtypeStruct`s, computing nothing.
+
+  Args:
+    config: which model.
+    dtype: of every leaf.
+  """
+  model = Decoder(config, param_dtype=jnp.dtype(dtype))
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  return nn.unbox(variables['params'])
+
+
+def unstack_layers(params: Params) -> dict[str, Any]:
+  """Returns the tree of the unrolled decoder: `layers_0`, `layers_1`, ...
+
+  Args:
+    params: the tree of the scanned decoder.
+  """
+  stacked = params['layers']
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  return {k: v for k, v in params.items() if k != 'layers'} | {
+      f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+      for i in range(count)
+  }
+
+
+def stack_layers(params: Params) -> dict[str, Any]:
+  """Undoes `unstack_layers`."""
+  rest = {k: v for k, v in params.items() if not k.startswith('layers_')}
+  count = len(params) - len(rest)
+  if not count:
+    raise errors.MeJaxError('the parameter tree holds no unstacked layers')
+  layers = [params[f'layers_{i}'] for i in range(count)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+  return rest | {'layers': stacked}

@@ -1,0 +1,251 @@
+"""Where can a block be read and written, and how?
+
+A block passes its named values, the *sites*, through `Sites.visit`. Two kinds
+of small frozen dataclasses meet them there:
+
+* An *observer* reads: it reduces the value inside the scanned block, and what
+  it returns is stacked over layers. `Capture` is the observer that reduces
+  nothing and therefore keeps chosen layers only.
+* An *edit* writes: it returns the value that the block goes on with.
+
+Both see a `SiteContext`, whose layer index and operands are traced arrays: a
+sweep over layers, channels or positions is one compile. Nothing is computed
+unless the call asks for the collection `intermediates`:
+
+  model = model.clone(sites=Sites(observers=(TokenNorm(),)))
+  _, state = model.apply(variables, tokens, segments, mutable='intermediates')
+  norm_LBT = read(state)['token_norm']
+
+Letters: L layers, C captured layers, B batch, N heads, T time (query), S time
+(key), D model width, F FFN width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any, Protocol
+
+import flax.linen as nn
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+# In the order in which a block computes them. `[B, T, D]` unless noted.
+SITES = (
+    'resid_pre',  # the residual stream as the block receives it
+    'attn_in',  # what the query, key and value projections receive
+    'attn_probs',  # [B, N, T, S] in chunks of queries, see `Sites.measure`
+    'attn_out',  # what attention adds to the residual stream
+    'resid_mid',
+    'ffn_in',  # what the gate and up projections receive
+    'ffn_act',  # [B, T, F], act(gate) * up
+    'ffn_out',  # what the FFN adds to the residual stream
+    'resid_post',
+)
+
+
+@struct.dataclass
+class SiteContext:
+  """What an observer or edit may know besides the value.
+
+  Attributes:
+    layer: int32 scalar, traced; the index of the block being run.
+    segments_BT: int32, 0 for padding, else the number of the text.
+    operands: arrays given at call time, by name.
+    query_start: index of the first query in a chunk of `attn_probs`.
+    captured: values put aside by `Capture` in this block.
+  """
+
+  layer: jax.Array
+  segments_BT: jax.Array
+  operands: Mapping[str, jax.Array]
+  query_start: int = struct.field(pytree_node=False, default=0)
+  captured: dict[str, jax.Array] = struct.field(
+      pytree_node=False, default_factory=dict
+  )
+
+
+class Observer(Protocol):
+  """Reads one site. Frozen, so that equal observers share one compile.
+
+  Attributes:
+    site: one of `SITES`.
+    name: the key under which `read` returns the result.
+  """
+
+  site: str
+  name: str
+
+  def __call__(self, value: jax.Array, context: SiteContext) -> jax.Array:
+    """Reduces the value of one layer; the results are stacked over layers."""
+
+
+class Edit(Protocol):
+  """Writes one site.
+
+  Attributes:
+    site: one of `SITES`.
+  """
+
+  site: str
+
+  def __call__(self, value: jax.Array, context: SiteContext) -> jax.Array:
+    """Returns the value that the block goes on with, of the same shape."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Capture:
+  """Keeps the whole value of chosen layers, and of no other.
+
+  `operands[name]` is int32 `[C]`, the layers wanted: traced, so that other
+  layers need no new compile. `read(state)[name]` is `[C, *value.shape]`, in
+  float32.
+
+  Attributes:
+    site: one of `SITES`.
+    name: key of the operand and of the result.
+  """
+
+  site: str
+  name: str
+
+  def __call__(self, value: jax.Array, context: SiteContext) -> jax.Array:
+    """Returns the value; a chunk of `attn_probs` padded to all of it."""
+    if self.site != 'attn_probs':
+      return value
+    time = context.segments_BT.shape[1]
+    before = context.query_start
+    after = time - before - value.shape[2]
+    pads = ((0, 0), (0, 0), (before, after), (0, time - value.shape[3]))
+    return jnp.pad(value, pads)
+
+  def start(
+      self, shape: tuple[int, ...], operands: Mapping[str, jax.Array]
+  ) -> jax.Array:
+    """Returns the empty buffer `[C, *shape]`."""
+    return jnp.zeros((operands[self.name].shape[0], *shape), jnp.float32)
+
+  def store(
+      self, buffer: jax.Array, value: jax.Array, context: SiteContext
+  ) -> jax.Array:
+    """Returns the buffer with `value` where this layer is wanted."""
+    hit_C = context.operands[self.name] == context.layer
+    hit = hit_C.reshape((-1,) + (1,) * value.ndim)
+    return jnp.where(hit, value.astype(jnp.float32)[None], buffer)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sites:
+  """The observers and edits of a model. Static: part of what is compiled.
+
+  Attributes:
+    observers: readers, each under a name of its own.
+    edits: writers, applied in order.
+  """
+
+  observers: tuple[Observer, ...] = ()
+  edits: tuple[Edit, ...] = ()
+
+  def __post_init__(self):
+    names = [observer.name for observer in self.observers]
+    if len(set(names)) < len(names):
+      raise ValueError(f'two observers share a name: {sorted(names)}')
+    for user in (*self.observers, *self.edits):
+      if user.site not in SITES:
+        raise ValueError(f'{user.site!r} is no site; sites are {SITES}')
+
+  @property
+  def captures(self) -> tuple[Capture, ...]:
+    """The observers that keep whole values."""
+    return tuple(o for o in self.observers if isinstance(o, Capture))
+
+  def touches(self, site: str) -> bool:
+    """Whether anyone reads or writes the site."""
+    return any(u.site == site for u in (*self.observers, *self.edits))
+
+  def write(
+      self, site: str, value: jax.Array, context: SiteContext
+  ) -> jax.Array:
+    """Returns the value after the site's edits."""
+    for edit in self.edits:
+      if edit.site == site:
+        value = edit(value, context)
+    return value
+
+  def measure(
+      self, site: str, value: jax.Array, context: SiteContext
+  ) -> dict[str, jax.Array]:
+    """Returns what the site's observers make of the value, by name.
+
+    `attn_probs` comes in chunks `[B, N, queries, keys]` with the keys up to
+    the last query of the chunk; results of chunks are added up, so an
+    observer of it returns the chunk's part of a sum.
+    """
+    return {o.name: o(value, context) for o in self.observers if o.site == site}
+
+  def keep(
+      self,
+      module: nn.Module,
+      measured: Mapping[str, jax.Array],
+      context: SiteContext,
+  ) -> None:
+    """Hands measurements out of the block: captures aside, the rest sown."""
+    for observer in self.observers:
+      if observer.name not in measured:
+        continue
+      if isinstance(observer, Capture):
+        context.captured[observer.name] = measured[observer.name]
+      else:
+        sow(module, observer.name, measured[observer.name])
+
+  def visit(
+      self, module: nn.Module, site: str, value: jax.Array, context: SiteContext
+  ) -> jax.Array:
+    """Lets the edits, then the observers, meet the value of a site."""
+    value = self.write(site, value, context)
+    # Under jit XLA would drop what nobody reads; eagerly it would be computed.
+    if module.is_mutable_collection('intermediates'):
+      self.keep(module, self.measure(site, value, context), context)
+    return value
+
+
+def sow(module: nn.Module, name: str, value: jax.Array) -> None:
+  """Sows one value under `intermediates`, overwriting instead of appending."""
+  module.sow(
+      'intermediates',
+      name,
+      value,
+      init_fn=lambda: None,
+      reduce_fn=lambda _, new: new,
+  )
+
+
+def read(state: Mapping[str, Any]) -> dict[str, jax.Array]:
+  """Returns what the observers saw in a call of `apply`, by their names.
+
+  Args:
+    state: the second result of `apply(..., mutable='intermediates')`.
+
+  Returns:
+    `[L, ...]` arrays by observer name; `[C, ...]` for a `Capture`. The same
+    for the scanned and the unrolled decoder.
+  """
+  found: dict[str, Any] = {}
+
+  def walk(tree: Mapping[str, Any], into: dict[str, Any]) -> None:
+    for key, value in tree.items():
+      if isinstance(value, Mapping):
+        walk(value, into)
+      else:
+        into[key] = value
+
+  per_layer: dict[int, dict[str, Any]] = {}
+  for key, value in state['intermediates'].items():
+    if key.startswith('layers_'):
+      walk(value, per_layer.setdefault(int(key.removeprefix('layers_')), {}))
+    else:
+      walk({key: value}, found)
+  for name in per_layer[0] if per_layer else ():
+    found[name] = jnp.stack([per_layer[i][name] for i in sorted(per_layer)])
+  return found

@@ -1,0 +1,27 @@
+"""Puts every test into the same small world: CPU, offline, strict shapes.
+
+Runs before any test file is imported, because jax, the hub client and me_jax
+read their environment when they are imported. Compiled programs are not kept
+between runs, so that every run starts from the same state; set
+JAX_COMPILATION_CACHE_DIR to keep them while working on one test.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+# A test must neither find what the user once downloaded nor leave files there.
+# Removed when the interpreter ends; each xdist worker has its own.
+_CACHE = tempfile.TemporaryDirectory(prefix='me_jax_tests_')
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+os.environ['HF_HUB_OFFLINE'] = '1'
+os.environ['ME_JAX_CACHE'] = _CACHE.name
+
+
+def pytest_configure():
+  """Makes implicit rank promotion an error: it hides mistaken shapes."""
+  import jax
+
+  jax.config.update('jax_numpy_rank_promotion', 'raise')
