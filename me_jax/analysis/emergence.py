@@ -36,14 +36,14 @@ _MOST_NEURONS = 8  # listed per layer
 
 
 def find_me_layer(
-    model: decoder.Decoder,
-    params: decoder.Params,
-    batch: batch_lib.Batch,
-    *,
-    tokenizer: Any = None,
-    rows: int | None = None,
-    measure: trace_lib.Measure = residual.measure,
-    progress: Callable[[int, int], Any] | None = None,
+  model: decoder.Decoder,
+  params: decoder.Params,
+  batch: batch_lib.Batch,
+  *,
+  tokenizer: Any = None,
+  rows: int | None = None,
+  measure: trace_lib.Measure = residual.measure,
+  progress: Callable[[int, int], Any] | None = None,
 ) -> me_report.MEReport:
   """Finds the layer that writes the massive activations.
 
@@ -53,7 +53,7 @@ def find_me_layer(
     batch: texts to look at; a few dozen of varied kind, see `encode`.
     tokenizer: spells the tokens in the report when given.
     rows: rows of the batch per pass, which bounds the memory; by default
-      about a thousand tokens.
+      about 500 tokens.
     measure: `residual.measure`, or the same compiled ahead of time.
     progress: called with (rows done, rows in all).
 
@@ -64,7 +64,7 @@ def find_me_layer(
     MeJaxError: the batch is not sound.
   """
   trace = trace_lib.trace(
-      model, params, batch, rows=rows, measure=measure, progress=progress
+    model, params, batch, rows=rows, measure=measure, progress=progress
   )
   groups = _groups(model.config, trace)
   # Emergence may need the first token of one kind of text (BOS or none), so a
@@ -76,33 +76,32 @@ def find_me_layer(
   span = emergence_span(shares.attn + shares.ffn) if found else ()
   plateau, peak_state = _plateau(trace.token)
   return me_report.MEReport(
-      verdict=_verdict(found, span),
-      layer=me_layer(span, jump_L),
-      span=span,
-      shares=shares,
-      share_by_text=_write_shares(trace.token)[list(span)].sum(axis=0),
-      control=me_report.Control(
-          shares=control,
-          span=emergence_span(control.attn + control.ffn),
-          norm=_mean(trace.control.norm_ZX),
-          profile=trace.control.profile_ZD,
-      ),
-      jump=jump_L,
-      channels=_channels(trace, peak_state) if found else (),
-      neurons=_neurons(model, params, trace, span, shares.ffn),
-      tokens=_tokens(trace, tokenizer),
-      plateau=plateau if found else None,
-      peak=_peak(trace),
-      agreement={
-          name: _agreement(trace, jump_LX, mask)
-          for name, mask in groups.items()
-      },
-      texts=len(trace.massive_X),
-      massive_texts=int(trace.massive_X.sum()),
-      norm=_mean(trace.token.norm_ZX),
-      others=trace.others_Z,
-      profile=trace.token.profile_ZD,
-      provenance=_provenance(model),
+    verdict=_verdict(found, span),
+    layer=me_layer(span, jump_L),
+    span=span,
+    shares=shares,
+    share_by_text=_write_shares(trace.token)[list(span)].sum(axis=0),
+    control=me_report.Control(
+      shares=control,
+      span=emergence_span(control.attn + control.ffn),
+      norm=_mean(trace.control.norm_ZX),
+      profile=trace.control.profile_ZD,
+    ),
+    jump=jump_L,
+    channels=_channels(trace, peak_state) if found else (),
+    neurons=_neurons(model, params, trace, span, shares.ffn),
+    tokens=_tokens(trace, tokenizer),
+    plateau=plateau if found else None,
+    peak=_peak(trace),
+    agreement={
+      name: _agreement(trace, jump_LX, mask) for name, mask in groups.items()
+    },
+    texts=len(trace.massive_X),
+    massive_texts=int(trace.massive_X.sum()),
+    norm=_mean(trace.token.norm_ZX),
+    others=trace.others_Z,
+    profile=trace.token.profile_ZD,
+    provenance=_provenance(model),
   )
 
 
@@ -138,7 +137,7 @@ def _verdict(found: bool, span: tuple[int, ...]) -> str:
 
 
 def _groups(
-    config: config_lib.ModelConfig, trace: trace_lib.Trace
+  config: config_lib.ModelConfig, trace: trace_lib.Trace
 ) -> dict[str, np.ndarray]:
   """Splits the texts by whether they start with BOS."""
   with_X = trace.first_id_X == config.bos_token_id
@@ -159,9 +158,9 @@ def _write_shares(token: trace_lib.TokenTrace) -> np.ndarray:
 def _shares(token: trace_lib.TokenTrace) -> me_report.Shares:
   """Averages the shares over texts."""
   return me_report.Shares(
-      _mean(token.attn_share_LX),
-      _mean(token.ffn_share_LX),
-      float(_mean(token.embedding_share_X)),
+    _mean(token.attn_share_LX),
+    _mean(token.ffn_share_LX),
+    float(_mean(token.embedding_share_X)),
   )
 
 
@@ -169,7 +168,7 @@ def _jumps(token: trace_lib.TokenTrace) -> np.ndarray:
   """Returns the growth of the token's norm in each layer, `[L, X]`."""
   tiny = np.finfo(np.float32).tiny
   return np.maximum(token.norm_ZX[1:], tiny) / np.maximum(
-      token.norm_ZX[:-1], tiny
+    token.norm_ZX[:-1], tiny
   )
 
 
@@ -187,14 +186,14 @@ def _plateau(token: trace_lib.TokenTrace) -> tuple[tuple[int, int], int]:
 
 
 def _channels(
-    trace: trace_lib.Trace, peak_state: int
+  trace: trace_lib.Trace, peak_state: int
 ) -> tuple[me_report.Channel, ...]:
   """Returns the channels that are massive in the mean plateau."""
   plateau_XD = trace.token.plateau_XD
   mean_D = plateau_XD.mean(axis=0)
   bound = max(
-      trace_lib.MASSIVE_VALUE,
-      trace_lib.MASSIVE_RATIO * trace.median_Z[peak_state],
+    trace_lib.MASSIVE_VALUE,
+    trace_lib.MASSIVE_RATIO * trace.median_Z[peak_state],
   )
   massive = np.flatnonzero(np.abs(mean_D) > bound)
   energy_D = (plateau_XD**2).sum(axis=0) / (plateau_XD**2).sum()
@@ -208,11 +207,11 @@ def _channels(
 
 
 def _neurons(
-    model: decoder.Decoder,
-    params: decoder.Params,
-    trace: trace_lib.Trace,
-    span: tuple[int, ...],
-    ffn_L: np.ndarray,
+  model: decoder.Decoder,
+  params: decoder.Params,
+  trace: trace_lib.Trace,
+  span: tuple[int, ...],
+  ffn_L: np.ndarray,
 ) -> tuple[me_report.Neuron, ...]:
   """Returns the fewest neurons that make `SPAN_SHARE` of each FFN's share."""
   if len(span) > LONGEST_SPAN:
@@ -220,38 +219,46 @@ def _neurons(
   found = []
   for layer in span:
     share_XF = residual.neuron_shares(
-        model,
-        params,
-        jnp.int32(layer),
-        trace.ffn_in_LKD[layer],
-        trace.token.plateau_XD[: trace.ffn_in_LKD.shape[1]],
+      model,
+      params,
+      jnp.int32(layer),
+      trace.mid_LKD[layer],
+      trace.token.plateau_XD[: trace.mid_LKD.shape[1]],
     )
     share_F = np.asarray(share_XF).mean(axis=0)
     order = np.argsort(-share_F)[:_MOST_NEURONS]
     reached = np.cumsum(share_F[order]) >= SPAN_SHARE * ffn_L[layer]
     count = int(reached.argmax()) + 1 if reached.any() else len(order)
     found += [
-        me_report.Neuron(layer, int(f), float(share_F[f]))
-        for f in order[:count]
-        if share_F[f] > 0
+      me_report.Neuron(layer, int(f), float(share_F[f]))
+      for f in order[:count]
+      if share_F[f] > 0
     ]
   return tuple(found)
 
 
 def _tokens(
-    trace: trace_lib.Trace, tokenizer: Any
+  trace: trace_lib.Trace, tokenizer: Any
 ) -> tuple[me_report.MassiveToken, ...]:
   """Counts the massive tokens by position and id, the most frequent first."""
   counts: dict[tuple[int, int], int] = {}
   for _, position, token in trace.massive_tokens:
     counts[position, token] = counts.get((position, token), 0) + 1
-  spell = tokenizer.convert_ids_to_tokens if tokenizer else lambda token: None
   return tuple(
-      me_report.MassiveToken(position, token, spell(token), count)
-      for (position, token), count in sorted(
-          counts.items(), key=lambda item: (-item[1], item[0])
-      )
+    me_report.MassiveToken(position, token, _spell(tokenizer, token), count)
+    for (position, token), count in sorted(
+      counts.items(), key=lambda item: (-item[1], item[0])
+    )
   )
+
+
+def _spell(tokenizer: Any, token: int) -> str | None:
+  """Returns the token as text, or the vocabulary's name for part of one."""
+  if tokenizer is None:
+    return None
+  text = tokenizer.decode([token])
+  broken = not text or '\ufffd' in text
+  return tokenizer.convert_ids_to_tokens(token) if broken else text
 
 
 def _peak(trace: trace_lib.Trace) -> me_report.Peak:
@@ -263,7 +270,7 @@ def _peak(trace: trace_lib.Trace) -> me_report.Peak:
 
 
 def _agreement(
-    trace: trace_lib.Trace, jump_LX: np.ndarray, mask: np.ndarray
+  trace: trace_lib.Trace, jump_LX: np.ndarray, mask: np.ndarray
 ) -> me_report.Agreement:
   """Counts what three rules say of each text taken alone."""
   rules: dict[str, dict[int | None, int]] = {'share': {}, 'sun': {}, 'jump': {}}
@@ -275,16 +282,16 @@ def _agreement(
     jump_L = jump_LX[:, column]
     first = int(trace.massive_ZX[:, x].argmax()) - 1
     named = {
-        'share': me_layer(emergence_span(share_LX[:, column]), jump_L),
-        'sun': first if first >= 0 else None,
-        'jump': int(jump_L.argmax()),
+      'share': me_layer(emergence_span(share_LX[:, column]), jump_L),
+      'sun': first if first >= 0 else None,
+      'jump': int(jump_L.argmax()),
     }
     for rule, layer in named.items():
       rules[rule][layer] = rules[rule].get(layer, 0) + 1
   return me_report.Agreement(
-      texts=int(mask.sum()),
-      massive=int((mask & trace.massive_X).sum()),
-      rules=rules,
+    texts=int(mask.sum()),
+    massive=int((mask & trace.massive_X).sum()),
+    rules=rules,
   )
 
 
@@ -292,14 +299,14 @@ def _provenance(model: decoder.Decoder) -> dict[str, Any]:
   from importlib import metadata
 
   return {
-      'dtype': jnp.dtype(model.dtype).name,
-      'param_dtype': jnp.dtype(model.param_dtype).name,
-      'residual_dtype': jnp.dtype(model.residual_dtype).name,
-      'matmul_precision': 'highest',
-      'attention': f'exact softmax in chunks of {model.attention_chunk} queries',
-      'device': jax.devices()[0].device_kind,
-      'versions': {
-          name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax')
-      }
-      | {'python': platform.python_version()},
+    'dtype': jnp.dtype(model.dtype).name,
+    'param_dtype': jnp.dtype(model.param_dtype).name,
+    'residual_dtype': jnp.dtype(model.residual_dtype).name,
+    'matmul_precision': 'highest',
+    'attention': f'exact softmax in chunks of {model.attention_chunk} queries',
+    'device': jax.devices()[0].device_kind,
+    'versions': {
+      name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax')
+    }
+    | {'python': platform.python_version()},
   }

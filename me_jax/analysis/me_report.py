@@ -28,7 +28,7 @@ class Shares(NamedTuple):
 
 
 class Control(NamedTuple):
-  """The same arithmetic for an ordinary token of each text.
+  """The same arithmetic for ordinary tokens, spread over the texts.
 
   Attributes:
     shares: who wrote its largest state.
@@ -167,6 +167,31 @@ class MEReport:
   profile: np.ndarray
   provenance: dict[str, Any]
 
+  def headline(self) -> str:
+    """Says the verdict in one sentence."""
+    massive = f'{self.massive_texts} of {self.texts} prompts'
+    if self.verdict == 'none':
+      return (
+        f'No massive activations: the largest |x| is {self.peak.value:.4g}, '
+        f"{self.peak.ratio:.3g} times its layer's median."
+      )
+    if self.verdict == 'embedding':
+      return f'The massive activations ({massive}) come with the embedding.'
+    share = self.share_by_text.mean()
+    if self.verdict == 'gradual':
+      return (
+        f'Massive activations ({massive}) emerge gradually over layers '
+        f'{self.span[0]}-{self.span[-1]} ({share:.1%} of the plateau): no '
+        'single ME Layer.'
+      )
+    span = ''
+    if len(self.span) > 1:
+      span = f' in the span {self.span[0]}-{self.span[-1]}'
+    return (
+      f'Layer {self.layer} (layer {self.layer + 1} of {len(self.jump)}) is '
+      f'the ME Layer{span}: {share:.1%} of the plateau, in {massive}.'
+    )
+
   def to_json(self) -> dict[str, Any]:
     """Returns the report as plain values, floats to six digits.
 
@@ -174,9 +199,9 @@ class MEReport:
     `share_by_text` becomes its mean, spread and smallest value, `span_share`.
     """
     values = {
-        field.name: getattr(self, field.name)
-        for field in dataclasses.fields(self)
-        if field.name not in ('profile', 'share_by_text')
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+      if field.name not in ('profile', 'share_by_text')
     }
     control = self.control._asdict()
     del control['profile']

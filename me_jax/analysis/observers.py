@@ -1,7 +1,6 @@
 """The observers that the analyses share; each is a reduction of one site.
 
-Letters: B batch, T time, D width of the site, P chosen positions of a row, S
-sampled tokens, W sampled channels.
+Letters: B batch, T time, D width of the site, P chosen positions of a row.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class TokenNorm:
 class TokenPeak:
   """Largest |x| over every token's channels: `[B, T]` float32, 0 at padding."""
 
-  site: str = 'resid_pre'
+  site: str = 'resid_post'
   name: str = 'peak'
 
   def __call__(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
@@ -55,33 +54,27 @@ class AtPositions:
   name: str
 
   def __call__(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
-    """Gathers from `[B, T, D]`."""
-    at_BP1 = context.operands['positions'][..., None]
-    taken_BPD = jnp.take_along_axis(value, at_BP1, axis=1)
+    """Takes tokens out of `[B, T, D]`."""
+    taken_BPD = jax.lax.platform_dependent(
+      value, context.operands['positions'], cpu=_slices, default=_gather
+    )
     return taken_BPD.astype(jnp.float32)
 
 
-@dataclasses.dataclass(frozen=True)
-class Sample:
-  """|x| at tokens and channels spread evenly over the batch: `[S, W]` float32.
+def _gather(value_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(value_BTD, positions_BP[..., None], axis=1)
 
-  The median of a layer's |x| would take a sort of the whole layer; that of a
-  sample of n entries has a relative standard error of about 1.2 / sqrt(n).
-  `operands['sample_rows']` and `operands['sample_columns']`, int32 `[S]`, say
-  which tokens; `channels` bounds W.
-  """
 
-  site: str = 'resid_pre'
-  name: str = 'sample'
-  channels: int = 256
-
-  def __call__(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
-    """Gathers from `[B, T, D]`."""
-    rows_S = context.operands['sample_rows']
-    columns_S = context.operands['sample_columns']
-    stride = -(-value.shape[-1] // self.channels)
-    taken_SW = value[rows_S, columns_S, ::stride]
-    return jnp.abs(taken_SW).astype(jnp.float32)
+def _slices(value_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+  """The same by slices: XLA on the CPU fuses a gather with its whole operand."""
+  batch, time, width = value_BTD.shape
+  flat = value_BTD.reshape(-1, width)
+  row_B1 = jnp.arange(batch)[:, None] * time
+  taken = jax.lax.map(
+    lambda i: jax.lax.dynamic_index_in_dim(flat, i, keepdims=False),
+    (row_B1 + positions_BP).reshape(-1),
+  )
+  return taken.reshape(*positions_BP.shape, width)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,7 +7,7 @@ state into the writes that made it.
 State 0 is the embedding, state l + 1 what layer l puts out.
 
 Letters: B rows, T time, L layers, Z = L + 1 states, P chosen tokens of a row,
-X texts, D model width, F FFN width, S sampled tokens.
+X texts, D model width, F FFN width.
 """
 
 from __future__ import annotations
@@ -18,34 +18,27 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from me_jax.analysis import observers
 from me_jax.models import decoder
 from me_jax.models import mlp
+from me_jax.models import norms
 from me_jax.models import sites
 
-_SAMPLED_TOKENS = 64
-_OF_STATE = (
-    observers.TokenNorm(),
-    observers.TokenPeak(),
-    observers.Sample(),
-    observers.AtPositions('resid_pre', 'state'),
-)
-_OF_WRITES = (
-    observers.AtPositions('attn_out', 'attn_write'),
-    observers.AtPositions('ffn_in', 'ffn_in'),
-    observers.AtPositions('ffn_out', 'ffn_write'),
-)
+# Writes are differences of states, which are half as many vectors to keep.
+_NORM = observers.TokenNorm()
+_PEAK = observers.TokenPeak()
+_MID = observers.AtPositions('resid_mid', 'mid')
+_STATE = observers.AtPositions('resid_post', 'state')
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def measure(
-    model: decoder.Decoder,
-    params: decoder.Params,
-    tokens_BT: jax.Array,
-    segments_BT: jax.Array,
-    operands: Mapping[str, jax.Array],
+  model: decoder.Decoder,
+  params: decoder.Params,
+  tokens_BT: jax.Array,
+  segments_BT: jax.Array,
+  operands: Mapping[str, jax.Array],
 ) -> dict[str, jax.Array]:
   """Runs the model and measures its residual stream.
 
@@ -54,57 +47,44 @@ def measure(
     params: of the model.
     tokens_BT: int32.
     segments_BT: int32, 0 for padding.
-    operands: from `make_operands`, and those of the edits.
+    operands: `positions` `[B, P]` int32, the tokens to keep whole; and those
+      of the edits.
 
   Returns:
-    Of all tokens `norm` and `peak` (largest |x|), `[Z, B, T]`; of a sample of
-    them |x| in some channels, `sample` `[Z, S, channels]`; of the chosen
-    tokens `state` `[Z, B, P, D]`, and `attn_write`, `ffn_in`, `ffn_write`
-    `[L, B, P, D]`. All float32.
+    Of all tokens `norm` and `peak` (largest |x|), `[Z, B, T]`; of the chosen
+    tokens `state` `[Z, B, P, D]`, and `mid` `[L, B, P, D]`, the state between
+    attention and FFN. All float32.
   """
-  seeing = dataclasses.replace(model.sites, observers=_OF_STATE + _OF_WRITES)
+  sites_used = dataclasses.replace(
+    model.sites, observers=(_NORM, _PEAK, _MID, _STATE)
+  )
   with jax.default_matmul_precision('highest'):
-    output, intermediates = model.clone(sites=seeing).apply(
-        {'params': params},
-        tokens_BT,
-        segments_BT,
-        operands,
-        mutable='intermediates',
+    output, intermediates = model.clone(sites=sites_used).apply(
+      {'params': params},
+      tokens_BT,
+      segments_BT,
+      operands,
+      mutable='intermediates',
     )
   seen = sites.read(intermediates)
-  # The observers meet the state before each layer; the one after the last is
-  # theirs to see too.
   context = sites.SiteContext(
-      jnp.int32(model.config.num_hidden_layers), segments_BT, operands
+    jnp.int32(model.config.num_hidden_layers), segments_BT, operands
   )
-  for observer in _OF_STATE:
-    last = observer(output.resid, context)
-    seen[observer.name] = jnp.concatenate([seen[observer.name], last[None]])
-  return seen
-
-
-def make_operands(
-    segments_BT: np.ndarray, positions_BP: np.ndarray
-) -> dict[str, np.ndarray]:
-  """Returns the operands that `measure` needs.
-
-  Args:
-    segments_BT: int32; which tokens may be sampled.
-    positions_BP: the tokens whose whole states are kept.
-  """
-  row, column = np.nonzero(segments_BT)
-  count = min(_SAMPLED_TOKENS, segments_BT.size)
-  picked = np.linspace(0, len(row) - 1, count).astype(int)
+  # The norm is read before each layer, where it is nearly free, the rest after
+  # it; each lacks one end.
+  last = _NORM(output.resid, context)
+  first = {o.name: o(output.embedding, context) for o in (_PEAK, _STATE)}
   return {
-      'positions': positions_BP.astype(np.int32),
-      'sample_rows': row[picked].astype(np.int32),
-      'sample_columns': column[picked].astype(np.int32),
+    'norm': jnp.concatenate([seen['norm'], last[None]]),
+    'peak': jnp.concatenate([first['peak'][None], seen['peak']]),
+    'state': jnp.concatenate([first['state'][None], seen['state']]),
+    'mid': seen['mid'],
   }
 
 
 @jax.jit
 def attribute(
-    seen: Mapping[str, jax.Array], massive_ZBP: jax.Array
+  seen: Mapping[str, jax.Array], massive_ZBP: jax.Array
 ) -> dict[str, jax.Array]:
   """Says who wrote the plateau of each chosen token.
 
@@ -125,9 +105,9 @@ def attribute(
   state_ZBPD = seen['state']
   norm_ZBP = jnp.linalg.norm(state_ZBPD, axis=-1)
   at_BP = jnp.argmax(jnp.where(massive_ZBP, norm_ZBP, -1.0), axis=0)
-  plateau_BPD = jnp.take_along_axis(
-      state_ZBPD, at_BP[None, ..., None], axis=0
-  )[0]
+  plateau_BPD = jnp.take_along_axis(state_ZBPD, at_BP[None, ..., None], axis=0)[
+    0
+  ]
   length_BP = jnp.linalg.norm(plateau_BPD, axis=-1)
   length_BP = jnp.maximum(length_BP, jnp.finfo(jnp.float32).tiny)
   u_BPD = plateau_BPD / length_BP[..., None]
@@ -141,22 +121,22 @@ def attribute(
 
   projection_ZBP = along(state_ZBPD)
   return {
-      'norm': norm_ZBP,
-      'projection': projection_ZBP,
-      'attn_share': share(seen['attn_write']),
-      'ffn_share': share(seen['ffn_write']),
-      'embedding_share': projection_ZBP[0] / length_BP,
-      'plateau': plateau_BPD,
+    'norm': norm_ZBP,
+    'projection': projection_ZBP,
+    'attn_share': share(seen['mid'] - state_ZBPD[:-1]),
+    'ffn_share': share(state_ZBPD[1:] - seen['mid']),
+    'embedding_share': projection_ZBP[0] / length_BP,
+    'plateau': plateau_BPD,
   }
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def neuron_shares(
-    model: decoder.Decoder,
-    params: decoder.Params,
-    layer: jax.Array,
-    ffn_in_XD: jax.Array,
-    plateau_XD: jax.Array,
+  model: decoder.Decoder,
+  params: decoder.Params,
+  layer: jax.Array,
+  mid_XD: jax.Array,
+  plateau_XD: jax.Array,
 ) -> jax.Array:
   """Splits an FFN's write along the plateau into its neurons' parts.
 
@@ -164,35 +144,47 @@ def neuron_shares(
     model: the decoder.
     params: its parameters.
     layer: int32 scalar, traced.
-    ffn_in_XD: what that layer's FFN reads at the massive tokens.
+    mid_XD: that layer's state between attention and FFN, at massive tokens.
     plateau_XD: the plateaus of the same tokens.
 
   Returns:
     `[X, F]`, each neuron's part of the plateau's length. Biases apart, they
-    sum to the FFN's share.
+    sum to the FFN's share; a norm after the FFN is linear once its root mean
+    square is known, so that holds with one too.
   """
-  at_layer = jax.tree.map(
-      lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False),
-      params['layers']['mlp'],
+  config = model.config
+  blocks = jax.tree.map(
+    lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False),
+    params['layers'],
   )
+  dtypes = dict(dtype=model.dtype, param_dtype=model.param_dtype)
+
+  def norm(name: str | None, x_XD: jax.Array) -> jax.Array:
+    if name is None:
+      return x_XD.astype(model.dtype)
+    module = norms.RMSNorm(
+      eps=config.rms_norm_eps, offset=config.norm_offset, **dtypes
+    )
+    return module.apply({'params': blocks[name]}, x_XD)
+
+  h_XD = norm(decoder.FFN_NORMS[config.norm_placement], mid_XD)
   act = observers.Whole('ffn_act', 'act')
-  context = sites.SiteContext(
-      layer, jnp.ones((1, len(ffn_in_XD)), jnp.int32), {}
-  )
+  context = sites.SiteContext(layer, jnp.ones((1, len(h_XD)), jnp.int32), {})
   with jax.default_matmul_precision('highest'):
-    _, intermediates = mlp.GatedMlp(
-        model.config,
-        sites.Sites(observers=(act,)),
-        model.dtype,
-        model.param_dtype,
+    y_BXD, intermediates = mlp.GatedMlp(
+      config, sites.Sites(observers=(act,)), **dtypes
     ).apply(
-        {'params': at_layer},
-        ffn_in_XD[None].astype(model.dtype),
-        context,
-        mutable='intermediates',
+      {'params': blocks['mlp']}, h_XD[None], context, mutable='intermediates'
     )
     act_XF = sites.read(intermediates)['act'][0]
     length_X1 = jnp.linalg.norm(plateau_XD, axis=-1, keepdims=True)
-    down_FD = at_layer['down_proj']['kernel'].astype(jnp.float32)
-    reach_XF = jnp.einsum('FD,XD->XF', down_FD, plateau_XD / length_X1)
+    u_XD = plateau_XD / length_X1
+    if config.norm_placement != 'pre':
+      y_XD = y_BXD[0].astype(jnp.float32)
+      after = blocks['post_feedforward_layernorm']['weight'].astype(jnp.float32)
+      mean_X1 = jnp.mean(y_XD * y_XD, axis=-1, keepdims=True)
+      u_XD = u_XD * (config.norm_offset + after[None])
+      u_XD = u_XD * jax.lax.rsqrt(mean_X1 + config.rms_norm_eps)
+    down_FD = blocks['mlp']['down_proj']['kernel'].astype(jnp.float32)
+    reach_XF = jnp.einsum('FD,XD->XF', down_FD, u_XD)
   return act_XF * reach_XF / length_X1

@@ -5,11 +5,11 @@ what is small. Which token of a text is the massive one is known only after the
 pass; the first token is tried, and where another turns out to be it the same
 compiled pass runs once more with the right positions.
 
-An ordinary token from the middle of each text goes through the same
-arithmetic, as a control.
+Ordinary tokens, spread evenly over each row, go through the same arithmetic,
+as a control; they are also the sample for a layer's median |x|.
 
-Letters: B rows, T time, L layers, Z = L + 1 states, P texts of a row, X texts,
-K texts whose FFN inputs are kept, D model width.
+Letters: B rows, T time, L layers, Z = L + 1 states, P chosen tokens of a row,
+X texts or tokens, K texts whose states in mid-layer are kept, D model width.
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ from me_jax.models import decoder
 MASSIVE_VALUE = 100.0
 MASSIVE_RATIO = 1000.0
 
-_TOKENS = 1024  # of a pass, unless the caller says otherwise
+_TOKENS = 512  # of a pass, unless the caller says otherwise
 _KEPT_TEXTS = 64
+_CONTROLS = 8  # ordinary tokens of a pass, at least
 
 Measure = Callable[..., dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenTrace:
-  """What happened to one token of each text.
+  """What happened to some tokens, `X` of them.
 
   Attributes:
     norm_ZX: norm of its state.
@@ -46,7 +47,7 @@ class TokenTrace:
     ffn_share_LX: share that each FFN wrote.
     embedding_share_X: share that the embedding holds; all sum to one.
     plateau_XD: its state of largest norm, among the massive ones.
-    profile_ZD: |state|, averaged over texts.
+    profile_ZD: |state|, averaged over the tokens.
   """
 
   norm_ZX: np.ndarray
@@ -71,13 +72,16 @@ class Trace:
     massive_tokens: every massive token as (text, index in the text, id).
     first_id_X: id of the text's first token.
     peak_ZX: largest |x| of the text in each state.
-    median_Z: median |x| of each state, over a sample of all texts.
+    median_Z: median |x| of each state, over the control tokens. For n
+      independent normal entries its relative standard error is 1.2/sqrt(n).
     others_Z: median norm of the tokens that are not massive.
     used_X: the texts that `token` is about: those with massive activations,
       or all of them, with their first tokens, when none has any.
     token: what happened to the token of each text in `used_X`.
-    control: the same of an ordinary token, in the texts that have one.
-    ffn_in_LKD: what each FFN reads at the token, for the first K of `used_X`.
+    control: the same of tokens that are neither massive nor first in a text;
+      empty when there are none.
+    mid_LKD: the token's state between attention and FFN, for the first K of
+      the texts with massive activations.
   """
 
   massive_X: np.ndarray
@@ -90,17 +94,17 @@ class Trace:
   used_X: np.ndarray
   token: TokenTrace
   control: TokenTrace
-  ffn_in_LKD: np.ndarray
+  mid_LKD: np.ndarray
 
 
 def trace(
-    model: decoder.Decoder,
-    params: decoder.Params,
-    batch: batch_lib.Batch,
-    *,
-    rows: int | None = None,
-    measure: Measure = residual.measure,
-    progress: Callable[[int, int], Any] | None = None,
+  model: decoder.Decoder,
+  params: decoder.Params,
+  batch: batch_lib.Batch,
+  *,
+  rows: int | None = None,
+  measure: Measure = residual.measure,
+  progress: Callable[[int, int], Any] | None = None,
 ) -> Trace:
   """Measures a batch of texts, however many.
 
@@ -108,7 +112,7 @@ def trace(
     model: the decoder.
     params: its parameters.
     batch: the texts.
-    rows: rows per pass, which bounds the memory; by default about a thousand
+    rows: rows per pass, which bounds the memory; by default about five hundred
       tokens.
     measure: `residual.measure`, or the same compiled ahead of time.
     progress: called with (rows done, rows in all).
@@ -128,10 +132,10 @@ def trace(
   for start in range(0, count, rows):
     piece = _take_rows(batch, start, rows)
     found = _measure_texts(measure, model, params, piece, slots)
-    # Whole FFN inputs are by far the largest thing here, and a few dozen
-    # texts say enough about the neurons.
+    # Whole states are by far the largest thing here, and a few dozen texts say
+    # enough about the neurons.
     kept = np.flatnonzero(found['massive_X'])[:room]
-    found['ffn_in_LXD'] = found['ffn_in_LXD'][:, kept]
+    found['mid_LXD'] = found['mid_LXD'][:, kept]
     room -= len(kept)
     pieces.append(found)
     if progress:
@@ -145,10 +149,12 @@ def operand_shapes(batch: batch_lib.Batch, rows: int | None = None) -> Any:
   For compiling `residual.measure` ahead of time, with the same `rows`.
   """
   piece = _take_rows(batch, 0, _rows(batch, rows))
-  positions_BP = np.zeros((len(piece.tokens_BT), 2 * _slots(batch)))
-  operands = residual.make_operands(piece.segments_BT, positions_BP)
+  slots = _slots(batch)
+  chosen = slots + _controls(piece, slots).shape[1]
+  positions_BP = np.zeros((len(piece.tokens_BT), chosen), np.int32)
   return jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (*piece, operands)
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
+    (*piece, {'positions': positions_BP}),
   )
 
 
@@ -172,7 +178,7 @@ def _slots(batch: batch_lib.Batch) -> int:
 
 
 def _take_rows(
-    batch: batch_lib.Batch, start: int, rows: int
+  batch: batch_lib.Batch, start: int, rows: int
 ) -> batch_lib.Batch:
   """Returns some rows, filled up with padding to one shape."""
   taken = [x[start : start + rows] for x in batch]
@@ -180,35 +186,57 @@ def _take_rows(
   return batch_lib.Batch(*(np.pad(x, ((0, missing), (0, 0))) for x in taken))
 
 
+def _controls(piece: batch_lib.Batch, slots: int) -> np.ndarray:
+  """Spreads control tokens over each row: positions, `[B, controls]`.
+
+  First tokens are left out where a row has others.
+  """
+  rows = len(piece.segments_BT)
+  count = max(slots, -(-_CONTROLS // rows))
+  first_BT = np.zeros(piece.segments_BT.shape, bool)
+  spans = batch_lib.text_spans(piece.segments_BT)
+  first_BT[spans.row, spans.start] = True
+  controls = np.zeros((rows, count), np.int32)
+  for row in range(rows):
+    real_T = piece.segments_BT[row] > 0
+    places = np.flatnonzero(real_T & ~first_BT[row])
+    places = places if len(places) else np.flatnonzero(real_T)
+    if len(places):
+      spread = np.linspace(0, len(places) - 1, count + 2)[1:-1]
+      controls[row] = places[spread.round().astype(int)]
+  return controls
+
+
 def _measure_texts(
-    measure: Measure,
-    model: decoder.Decoder,
-    params: decoder.Params,
-    piece: batch_lib.Batch,
-    slots: int,
+  measure: Measure,
+  model: decoder.Decoder,
+  params: decoder.Params,
+  piece: batch_lib.Batch,
+  slots: int,
 ) -> dict[str, Any]:
   """Measures the texts of some rows."""
   spans = batch_lib.text_spans(piece.segments_BT)
-  row_X, start_X, length_X, slot_X = spans
+  row_X, start_X, _, slot_X = spans
+  controls = _controls(piece, slots)
 
-  def look(token_X: np.ndarray, control_X: np.ndarray) -> dict[str, jax.Array]:
-    positions_BP = np.zeros((len(piece.segments_BT), 2 * slots), np.int32)
+  def look(token_X: np.ndarray) -> dict[str, jax.Array]:
+    positions_BP = np.zeros((len(controls), slots), np.int32)
     positions_BP[row_X, slot_X] = start_X + token_X
-    positions_BP[row_X, slots + slot_X] = start_X + control_X
-    operands = residual.make_operands(piece.segments_BT, positions_BP)
-    return measure(model, params, *piece, operands)
+    positions_BP = np.concatenate([positions_BP, controls], axis=1)
+    return measure(model, params, *piece, {'positions': positions_BP})
 
-  tried = (np.zeros_like(length_X), length_X // 2)
-  seen = look(*tried)
+  first_X = np.zeros_like(start_X)
+  seen = look(first_X)
   norm_ZBT, peak_ZBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
-  median_Z = np.median(np.asarray(seen['sample']), axis=(1, 2))
+  full_B = (piece.segments_BT > 0).any(axis=1)
+  sample_ZBPD = np.abs(np.asarray(seen['state'])[:, full_B, slots:])
+  median_Z = np.median(sample_ZBPD, axis=(1, 2, 3))
   bound_Z = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_Z)
   massive_ZBT = peak_ZBT > bound_Z[:, None, None]
   reach_BT = np.max(np.where(massive_ZBT, norm_ZBT, 0.0), axis=0)
-  token_X, control_X, massive_tokens = _pick(piece, spans, reach_BT)
-  chosen = (token_X, np.maximum(control_X, 0))
-  if not all(map(np.array_equal, chosen, tried)):
-    seen = look(*chosen)
+  token_X, massive_tokens = _pick(piece, spans, reach_BT)
+  if (token_X != first_X).any():
+    seen = look(token_X)
 
   state_is_massive_ZX = massive_ZBT[:, row_X, start_X + token_X]
   massive_X = state_is_massive_ZX.any(axis=0)
@@ -217,32 +245,37 @@ def _measure_texts(
   allowed_ZBP[:, row_X, slot_X] = state_is_massive_ZX | ~massive_X
   found = jax.device_get(residual.attribute(seen, allowed_ZBP))
   found['profile'] = np.abs(np.asarray(seen['state']))
+  ordinary_BT = (piece.segments_BT > 0) & (reach_BT == 0)
+  later_BT = ordinary_BT.copy()
+  later_BT[row_X, start_X] = False
+  control_row, control_slot = np.nonzero(
+    np.take_along_axis(later_BT, controls, axis=1)
+  )
   peak_ZX = np.stack(
-      [
-          peak_ZBT[:, row, start : start + length].max(axis=1)
-          for row, start, length, _ in zip(*spans)
-      ],
-      axis=1,
+    [
+      peak_ZBT[:, row, start : start + length].max(axis=1)
+      for row, start, length, _ in zip(*spans)
+    ],
+    axis=1,
   )
   return {
-      'massive_X': massive_X,
-      'massive_ZX': peak_ZX > bound_Z[:, None],
-      'massive_tokens': massive_tokens,
-      'first_id_X': piece.tokens_BT[row_X, start_X],
-      'peak_ZX': peak_ZX,
-      'median_Z': median_Z,
-      'others_ZN': norm_ZBT[:, (piece.segments_BT > 0) & (reach_BT == 0)],
-      'token': _of_texts(found, row_X, slot_X),
-      'control': _of_texts(found, row_X, slots + slot_X),
-      'control_X': control_X >= 0,
-      'ffn_in_LXD': np.asarray(seen['ffn_in'])[:, row_X, slot_X],
+    'massive_X': massive_X,
+    'massive_ZX': peak_ZX > bound_Z[:, None],
+    'massive_tokens': massive_tokens,
+    'first_id_X': piece.tokens_BT[row_X, start_X],
+    'peak_ZX': peak_ZX,
+    'median_Z': median_Z,
+    'others_ZN': norm_ZBT[:, ordinary_BT],
+    'token': _of_texts(found, row_X, slot_X),
+    'control': _of_texts(found, control_row, slots + control_slot),
+    'mid_LXD': np.asarray(seen['mid'])[:, row_X, slot_X],
   }
 
 
 def _pick(
-    piece: batch_lib.Batch, spans: batch_lib.TextSpans, reach_BT: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, list[tuple[int, int, int]]]:
-  """Chooses the tokens to follow.
+  piece: batch_lib.Batch, spans: batch_lib.TextSpans, reach_BT: np.ndarray
+) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
+  """Chooses the token of each text.
 
   Args:
     piece: the rows.
@@ -250,39 +283,34 @@ def _pick(
     reach_BT: largest massive norm of each token, 0 where it is never massive.
 
   Returns:
-    Each text's token, its control (-1 if all its tokens are massive or first)
-    and all massive tokens as (text, index in the text, id).
+    Each text's token, and all massive ones as (text, index in the text, id).
   """
   token_X = np.zeros_like(spans.length)
-  control_X = np.full_like(spans.length, -1)
   massive_tokens = []
   for x, (row, start, length, _) in enumerate(zip(*spans)):
     reach_T = reach_BT[row, start : start + length]
     token_X[x] = np.argmax(reach_T >= reach_T.max() / 2)
-    ordinary = np.flatnonzero(reach_T[1:] == 0) + 1
-    if len(ordinary):
-      control_X[x] = ordinary[np.abs(ordinary - length // 2).argmin()]
     massive_tokens += [
-        (x, int(t), int(piece.tokens_BT[row, start + t]))
-        for t in np.flatnonzero(reach_T)
+      (x, int(t), int(piece.tokens_BT[row, start + t]))
+      for t in np.flatnonzero(reach_T)
     ]
-  return token_X, control_X, massive_tokens
+  return token_X, massive_tokens
 
 
 def _of_texts(
-    found: dict[str, np.ndarray], row_X: np.ndarray, slot_X: np.ndarray
+  found: dict[str, np.ndarray], row_X: np.ndarray, slot_X: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Takes one token a text out of what `attribute` returned, texts last."""
+  """Takes some tokens out of what `attribute` returned, tokens last."""
   last = {
-      'norm_ZX': found['norm'],
-      'projection_ZX': found['projection'],
-      'attn_share_LX': found['attn_share'],
-      'ffn_share_LX': found['ffn_share'],
-      'embedding_share_X': found['embedding_share'],
+    'norm_ZX': found['norm'],
+    'projection_ZX': found['projection'],
+    'attn_share_LX': found['attn_share'],
+    'ffn_share_LX': found['ffn_share'],
+    'embedding_share_X': found['embedding_share'],
   }
   return {name: value[..., row_X, slot_X] for name, value in last.items()} | {
-      'plateau_DX': found['plateau'][row_X, slot_X].T,
-      'profile_ZDX': np.moveaxis(found['profile'][:, row_X, slot_X], 1, 2),
+    'plateau_DX': found['plateau'][row_X, slot_X].T,
+    'profile_ZDX': np.moveaxis(found['profile'][:, row_X, slot_X], 1, 2),
   }
 
 
@@ -292,11 +320,11 @@ def _join(pieces: list[dict[str, Any]]) -> Trace:
   def cat(name: str) -> np.ndarray:
     return np.concatenate([piece[name] for piece in pieces], axis=-1)
 
-  def cat_token(name: str, used_X: np.ndarray) -> TokenTrace:
+  def cat_token(name: str, used_X: Any = slice(None)) -> TokenTrace:
     tokens = [piece[name] for piece in pieces]
     joined = {
-        key: np.concatenate([token[key] for token in tokens], -1)[..., used_X]
-        for key in tokens[0]
+      key: np.concatenate([token[key] for token in tokens], -1)[..., used_X]
+      for key in tokens[0]
     }
     profile_ZDX = joined.pop('profile_ZDX')
     profile_ZD = profile_ZDX.sum(axis=-1) / max(profile_ZDX.shape[-1], 1)
@@ -308,21 +336,21 @@ def _join(pieces: list[dict[str, Any]]) -> Trace:
   starts = np.cumsum([0] + [len(piece['massive_X']) for piece in pieces])
   others_ZN = cat('others_ZN')
   return Trace(
-      massive_X=massive_X,
-      massive_ZX=cat('massive_ZX'),
-      massive_tokens=tuple(
-          (int(x + start), t, token)
-          for piece, start in zip(pieces, starts)
-          for x, t, token in piece['massive_tokens']
-      ),
-      first_id_X=cat('first_id_X'),
-      peak_ZX=cat('peak_ZX'),
-      median_Z=np.mean([piece['median_Z'] for piece in pieces], axis=0),
-      others_Z=np.median(others_ZN, axis=1)
-      if others_ZN.size
-      else np.zeros(len(others_ZN)),
-      used_X=used_X,
-      token=cat_token('token', used_X),
-      control=cat_token('control', cat('control_X')),
-      ffn_in_LKD=np.concatenate([p['ffn_in_LXD'] for p in pieces], axis=1),
+    massive_X=massive_X,
+    massive_ZX=cat('massive_ZX'),
+    massive_tokens=tuple(
+      (int(x + start), t, token)
+      for piece, start in zip(pieces, starts)
+      for x, t, token in piece['massive_tokens']
+    ),
+    first_id_X=cat('first_id_X'),
+    peak_ZX=cat('peak_ZX'),
+    median_Z=np.mean([piece['median_Z'] for piece in pieces], axis=0),
+    others_Z=np.median(others_ZN, axis=1)
+    if others_ZN.size
+    else np.zeros(len(others_ZN)),
+    used_X=used_X,
+    token=cat_token('token', used_X),
+    control=cat_token('control'),
+    mid_LKD=np.concatenate([p['mid_LXD'] for p in pieces], axis=1),
   )

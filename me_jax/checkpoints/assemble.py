@@ -12,8 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 import concurrent.futures
-import dataclasses
 import functools
+import math
 import os
 from typing import Any
 
@@ -22,9 +22,9 @@ import ml_dtypes
 import numpy as np
 
 from me_jax import errors
+from me_jax.checkpoints import leaves as leaves_lib
 from me_jax.checkpoints import names as names_lib
 from me_jax.checkpoints import tensors as tensors_lib
-from me_jax.models import config as config_lib
 
 Progress = Callable[[int, int], None]
 
@@ -37,32 +37,13 @@ _ALIGNMENT = 64
 _EXPONENT = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
 
 
-@dataclasses.dataclass(frozen=True)
-class _Leaf:
-  """One parameter: its path and shape, and the tensors it is filled from."""
-
-  path: str
-  shape: tuple[int, ...]
-  dtype: np.dtype
-  origin: names_lib.Origin
-  tensors: tuple[tensors_lib.StoredTensor, ...]
-
-  @property
-  def stacked(self) -> bool:
-    return self.path.startswith('layers/')
-
-  @property
-  def nbytes(self) -> int:
-    return int(np.prod(self.shape)) * self.dtype.itemsize
-
-
 def assemble(
-    shapes: Mapping[str, Any],
-    tensors: Mapping[str, tensors_lib.StoredTensor],
-    names: names_lib.NameTable,
-    *,
-    shardings: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
+  shapes: Mapping[str, Any],
+  tensors: Mapping[str, tensors_lib.StoredTensor],
+  names: names_lib.NameTable,
+  *,
+  shardings: Mapping[str, Any] | None = None,
+  progress: Progress | None = None,
 ) -> dict[str, Any]:
   """Reads the parameters of a model.
 
@@ -82,14 +63,10 @@ def assemble(
     MeJaxError: a tensor is missing, unused, of the wrong shape, of a type that
       cannot be loaded, or holds values that are not finite.
   """
-  leaves = [
-      _plan(path, shape, tensors, names)
-      for path, shape in _flatten(shapes).items()
-  ]
-  _refuse_unused(leaves, tensors, names)
-  placements = None if shardings is None else _flatten(shardings)
-  if placements is not None and set(placements) != {l.path for l in leaves}:
-    odd = set(placements) ^ {leaf.path for leaf in leaves}
+  leaves = leaves_lib.plan(shapes, tensors, names)
+  placements = None if shardings is None else leaves_lib.flatten(shardings)
+  odd = set(placements or ()) ^ {leaf.path for leaf in leaves}
+  if placements is not None and odd:
     raise errors.MeJaxError(f'shardings do not match the model: {min(odd)}')
   total = sum(leaf.nbytes for leaf in leaves)
   done = 0
@@ -109,99 +86,10 @@ def assemble(
   return _unflatten(result)
 
 
-def check_sizes(
-    config: config_lib.ModelConfig,
-    tensors: Mapping[str, tensors_lib.StoredTensor],
-    names: names_lib.NameTable,
-) -> None:
-  """Checks the sizes that a configuration claims against a few tensors.
-
-  Asking the decoder for its shapes costs memory in proportion to some of them,
-  so that a lying file could exhaust it.
-
-  Args:
-    config: of the model.
-    tensors: what the checkpoint holds, by name.
-    names: which of them each leaf comes from.
-
-  Raises:
-    MeJaxError: as `assemble` does.
-  """
-  width = config.hidden_size
-  query = config.num_attention_heads * config.head_dim
-  key = config.num_key_value_heads * config.head_dim
-  shapes = {
-      'embed_tokens/embedding': (config.vocab_size, width),
-      'layers/self_attn/q_proj/kernel': (1, width, query),
-      'layers/self_attn/k_proj/kernel': (1, width, key),
-      'layers/mlp/up_proj/kernel': (1, width, config.intermediate_size),
-  }
-  for path, shape in shapes.items():
-    _plan(path, jax.ShapeDtypeStruct(shape, np.float32), tensors, names)
-
-
-def _plan(
-    path: str,
-    shape: jax.ShapeDtypeStruct,
-    tensors: Mapping[str, tensors_lib.StoredTensor],
-    names: names_lib.NameTable,
-) -> _Leaf:
-  """Finds the tensors of one leaf and checks all but their values."""
-  origin = names.origins.get(path)
-  if origin is None:
-    raise errors.MeJaxError(
-        f'the parameter {path} has no name in this format of checkpoint'
-    )
-  stacked = path.startswith('layers/')
-  wanted = shape.shape[1:] if stacked else shape.shape
-  wanted = wanted[::-1] if origin.transpose else wanted
-  if origin.stored_rows is not None:
-    wanted = (origin.stored_rows, *wanted[1:])
-  found = []
-  for layer in range(shape.shape[0] if stacked else 1):
-    name = origin.template.format(layer=layer)
-    tensor = tensors.get(name)
-    if tensor is None:
-      raise errors.MeJaxError(
-          f'the checkpoint lacks the tensor {name}'
-          f'{errors.nearest(name, tensors)}: it is incomplete, or its'
-          ' configuration belongs to another model'
-      )
-    if tensor.shape != wanted:
-      raise errors.MeJaxError(
-          f'{tensor.file.path}: tensor {name} has shape {list(tensor.shape)}, the configuration'
-          f' asks for {list(wanted)}'
-      )
-    if tensor.decode is None:
-      raise errors.MeJaxError(
-          f'{tensor.file.path}: tensor {name} is stored as {tensor.dtype},'
-          ' which cannot be loaded;'
-          f' {", ".join(tensors_lib.PLAIN_DTYPES)} can: use a checkpoint that'
-          ' is not quantised'
-      )
-    found.append(tensor)
-  return _Leaf(path, shape.shape, np.dtype(shape.dtype), origin, tuple(found))
-
-
-def _refuse_unused(
-    leaves: list[_Leaf],
-    tensors: Mapping[str, tensors_lib.StoredTensor],
-    names: names_lib.NameTable,
-) -> None:
-  """Raises when the checkpoint holds weights that the model would ignore."""
-  used = {tensor.name for leaf in leaves for tensor in leaf.tensors}
-  for name in tensors:
-    if name not in used and not names.harmless.fullmatch(name):
-      raise errors.MeJaxError(
-          f'the checkpoint holds the tensor {name[:120]}, which the configured'
-          ' model does not use: the model would run but be wrong'
-      )
-
-
 def _read_sharded(
-    leaf: _Leaf,
-    sharding: jax.sharding.Sharding,
-    pool: concurrent.futures.ThreadPoolExecutor,
+  leaf: leaves_lib.Leaf,
+  sharding: jax.sharding.Sharding,
+  pool: concurrent.futures.ThreadPoolExecutor,
 ) -> jax.Array:
   """Reads a leaf slice by slice, each distinct one once."""
 
@@ -217,9 +105,9 @@ def _read_sharded(
 
 
 def _read(
-    leaf: _Leaf,
-    index: tuple[slice, ...],
-    pool: concurrent.futures.ThreadPoolExecutor,
+  leaf: leaves_lib.Leaf,
+  index: tuple[slice, ...],
+  pool: concurrent.futures.ThreadPoolExecutor,
 ) -> np.ndarray:
   """Returns one slice of a leaf in a fresh buffer."""
   buffer = _empty(tuple(part.stop - part.start for part in index), leaf.dtype)
@@ -229,9 +117,9 @@ def _read(
     index = index[1:]
   rows, *columns = index[::-1] if leaf.origin.transpose else index
   jobs = [
-      (target.T if leaf.origin.transpose else target, tensor, start, stop)
-      for target, tensor in layers
-      for start, stop in _pieces(rows, tensor.shape, leaf.origin.rotary_rows)
+    (target.T if leaf.origin.transpose else target, tensor, start, stop)
+    for target, tensor in layers
+    for start, stop in _pieces(rows, tensor.shape, leaf.origin.rotary_rows)
   ]
 
   def fill(job) -> None:
@@ -249,10 +137,10 @@ def _read(
 
 
 def _pieces(
-    rows: slice, shape: tuple[int, ...], rotary_rows: int
+  rows: slice, shape: tuple[int, ...], rotary_rows: int
 ) -> Iterator[tuple[int, int]]:
   """Splits rows into pieces, at the borders of heads where that matters."""
-  step = max(1, _PIECE // max(1, int(np.prod(shape[1:]))))
+  step = max(1, _PIECE // max(1, math.prod(shape[1:])))
   if rotary_rows:
     step = -(-step // rotary_rows) * rotary_rows
   start = rows.start
@@ -263,10 +151,10 @@ def _pieces(
 
 
 def _rows(
-    tensor: tensors_lib.StoredTensor,
-    origin: names_lib.Origin,
-    start: int,
-    stop: int,
+  tensor: tensors_lib.StoredTensor,
+  origin: names_lib.Origin,
+  start: int,
+  stop: int,
 ) -> np.ndarray:
   """Returns rows `[start, stop)` of a parameter as our tree orders them."""
   head = origin.rotary_rows or 1
@@ -282,7 +170,7 @@ def _rows(
 
 
 def _cast(
-    values: np.ndarray, dtype: np.dtype, tensor: tensors_lib.StoredTensor
+  values: np.ndarray, dtype: np.dtype, tensor: tensors_lib.StoredTensor
 ) -> np.ndarray:
   """Casts, and raises when a value is not finite afterwards."""
   with np.errstate(over='ignore', invalid='ignore'):
@@ -292,7 +180,7 @@ def _cast(
     if _finite(values.astype(np.float64)):
       what = f'values too large for {dtype}: load it as float32 or bfloat16'
     raise errors.MeJaxError(
-        f'{tensor.file.path}: tensor {tensor.name} holds {what}'
+      f'{tensor.file.path}: tensor {tensor.name} holds {what}'
     )
   return result
 
@@ -308,20 +196,10 @@ def _finite(values: np.ndarray) -> bool:
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   """Returns a buffer that JAX takes over without a copy: it wants alignment."""
-  nbytes = int(np.prod(shape)) * dtype.itemsize
+  nbytes = math.prod(shape) * dtype.itemsize
   raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
   start = -raw.ctypes.data % _ALIGNMENT
   return raw[start : start + nbytes].view(dtype).reshape(shape)
-
-
-def _flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in tree.items():
-    if isinstance(value, Mapping):
-      flat |= _flatten(value, f'{prefix}{key}/')
-    else:
-      flat[prefix + key] = value
-  return flat
 
 
 def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,9 @@ def token_ids(
     raise errors.MeJaxError('encode takes a list of texts, not one string.')
   bos_id = tokenizer.bos_token_id
   if bos == 'always' and bos_id is None:
-    raise errors.MeJaxError("the tokenizer has no BOS token: bos='never' works.")
+    raise errors.MeJaxError(
+      "the tokenizer has no BOS token: bos='never' works."
+    )
   result = []
   for number, text in enumerate(texts, 1):
     for ids in _variants(tokenizer, text, bos, bos_id):
@@ -81,7 +83,7 @@ def token_ids(
         )
       if max(ids) >= config.vocab_size:
         raise errors.MeJaxError(
-          f'prompt {number} has token id {max(ids)}, outside the model\'s '
+          f"prompt {number} has token id {max(ids)}, outside the model's "
           f'vocabulary of {config.vocab_size}: tokenizer and model differ.'
         )
       result.append(ids)

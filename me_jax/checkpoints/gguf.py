@@ -22,56 +22,56 @@ from me_jax.checkpoints import tensors as tensors_lib
 
 # Type number: (name, values per block, bytes per block), as ggml defines them.
 TENSOR_TYPES = {
-    0: ('F32', 1, 4),
-    1: ('F16', 1, 2),
-    2: ('Q4_0', 32, 18),
-    3: ('Q4_1', 32, 20),
-    6: ('Q5_0', 32, 22),
-    7: ('Q5_1', 32, 24),
-    8: ('Q8_0', 32, 34),
-    10: ('Q2_K', 256, 84),
-    11: ('Q3_K', 256, 110),
-    12: ('Q4_K', 256, 144),
-    13: ('Q5_K', 256, 176),
-    14: ('Q6_K', 256, 210),
-    16: ('IQ2_XXS', 256, 66),
-    17: ('IQ2_XS', 256, 74),
-    18: ('IQ3_XXS', 256, 98),
-    19: ('IQ1_S', 256, 50),
-    20: ('IQ4_NL', 32, 18),
-    21: ('IQ3_S', 256, 110),
-    22: ('IQ2_S', 256, 82),
-    23: ('IQ4_XS', 256, 136),
-    28: ('F64', 1, 8),
-    29: ('IQ1_M', 256, 56),
-    30: ('BF16', 1, 2),
-    34: ('TQ1_0', 256, 54),
-    35: ('TQ2_0', 256, 66),
-    39: ('MXFP4', 32, 17),
+  0: ('F32', 1, 4),
+  1: ('F16', 1, 2),
+  2: ('Q4_0', 32, 18),
+  3: ('Q4_1', 32, 20),
+  6: ('Q5_0', 32, 22),
+  7: ('Q5_1', 32, 24),
+  8: ('Q8_0', 32, 34),
+  10: ('Q2_K', 256, 84),
+  11: ('Q3_K', 256, 110),
+  12: ('Q4_K', 256, 144),
+  13: ('Q5_K', 256, 176),
+  14: ('Q6_K', 256, 210),
+  16: ('IQ2_XXS', 256, 66),
+  17: ('IQ2_XS', 256, 74),
+  18: ('IQ3_XXS', 256, 98),
+  19: ('IQ1_S', 256, 50),
+  20: ('IQ4_NL', 32, 18),
+  21: ('IQ3_S', 256, 110),
+  22: ('IQ2_S', 256, 82),
+  23: ('IQ4_XS', 256, 136),
+  28: ('F64', 1, 8),
+  29: ('IQ1_M', 256, 56),
+  30: ('BF16', 1, 2),
+  34: ('TQ1_0', 256, 54),
+  35: ('TQ2_0', 256, 66),
+  39: ('MXFP4', 32, 17),
 }
 _OTHER_TYPES = {
-    9: 'Q8_1',
-    15: 'Q8_K',
-    24: 'I8',
-    25: 'I16',
-    26: 'I32',
-    27: 'I64',
-    40: 'NVFP4',
-    41: 'Q1_0',
+  9: 'Q8_1',
+  15: 'Q8_K',
+  24: 'I8',
+  25: 'I16',
+  26: 'I32',
+  27: 'I64',
+  40: 'NVFP4',
+  41: 'Q1_0',
 }
 # Metadata type number: numpy type. 8 is a string, 9 an array.
 _SCALARS = {
-    0: 'u1',
-    1: 'i1',
-    2: '<u2',
-    3: '<i2',
-    4: '<u4',
-    5: '<i4',
-    6: '<f4',
-    7: '?',
-    10: '<u8',
-    11: '<i8',
-    12: '<f8',
+  0: 'u1',
+  1: 'i1',
+  2: '<u2',
+  3: '<i2',
+  4: '<u4',
+  5: '<i4',
+  6: '<f4',
+  7: '?',
+  10: '<u8',
+  11: '<i8',
+  12: '<f8',
 }
 _STRING, _ARRAY = 8, 9
 _MAX_NESTING = 4
@@ -108,15 +108,15 @@ def open_file(path: str) -> GgufFile:
   cursor = _Cursor(tensors_lib.MappedFile(path))
   if cursor.take(4, 'magic') != b'GGUF':
     raise errors.MeJaxError(
-        f'{path} is not a GGUF file, and nothing else that can be loaded: a'
-        ' checkpoint is a .gguf file or a folder with safetensors'
+      f'{path} is not a GGUF file, and nothing else that can be loaded: a'
+      ' checkpoint is a .gguf file or a folder with safetensors'
     )
   version = cursor.number('<u4')
   if version not in (2, 3):
     hint = ' (big-endian?)' if version >= 1 << 16 else ''
     raise errors.MeJaxError(
-        f'{path} has GGUF version {version}{hint}; versions 2 and 3 work:'
-        ' convert it again with a current llama.cpp'
+      f'{path} has GGUF version {version}{hint}; versions 2 and 3 work:'
+      ' convert it again with a current llama.cpp'
     )
   # The shortest possible entries take 24 and 13 bytes.
   tensor_count = cursor.count(24, 'tensors')
@@ -142,9 +142,9 @@ def _read_entry(cursor: _Cursor) -> tuple[str, list[int], int, int]:
 
 
 def _place(
-    cursor: _Cursor,
-    metadata: dict[str, Any],
-    entries: list[tuple[str, list[int], int, int]],
+  cursor: _Cursor,
+  metadata: dict[str, Any],
+  entries: list[tuple[str, list[int], int, int]],
 ) -> dict[str, tensors_lib.StoredTensor]:
   """Checks that tensors lie in the file, apart from each other."""
   file = cursor.file
@@ -159,30 +159,30 @@ def _place(
     if type_number not in TENSOR_TYPES:
       known = ', '.join(type_name for type_name, _, _ in TENSOR_TYPES.values())
       raise cursor.error(
-          f'tensor {name[:80]!r} is stored as'
-          f' {_OTHER_TYPES.get(type_number, f"type {type_number}")}, which'
-          f' cannot be read; these can: {known}'
+        f'tensor {name[:80]!r} is stored as'
+        f' {_OTHER_TYPES.get(type_number, f"type {type_number}")}, which'
+        f' cannot be read; these can: {known}'
       )
     type_name, block, block_bytes = TENSOR_TYPES[type_number]
     if not all(dims) or dims[0] % block or offset % alignment:
       raise cursor.error(
-          f'tensor {name[:80]!r} of shape {dims[::-1]} at offset {offset} does'
-          f' not fit {type_name} blocks of {block}'
+        f'tensor {name[:80]!r} of shape {dims[::-1]} at offset {offset} does'
+        f' not fit {type_name} blocks of {block}'
       )
     nbytes = math.prod(dims) // block * block_bytes
     if begin + offset + nbytes > file.size:
       raise cursor.error(
-          f'tensor {name[:80]!r} ends at byte {begin + offset + nbytes}, the'
-          f' file at {file.size}: the download is incomplete'
+        f'tensor {name[:80]!r} ends at byte {begin + offset + nbytes}, the'
+        f' file at {file.size}: the download is incomplete'
       )
     tensors[name] = tensors_lib.StoredTensor(
-        name=name,
-        shape=tuple(dims[::-1]),
-        dtype=type_name,
-        file=file,
-        offset=begin + offset,
-        nbytes=nbytes,
-        decode=tensors_lib.plain_decoder(type_name) or _dequantise(type_number),
+      name=name,
+      shape=tuple(dims[::-1]),
+      dtype=type_name,
+      file=file,
+      offset=begin + offset,
+      nbytes=nbytes,
+      decode=tensors_lib.plain_decoder(type_name) or _dequantise(type_number),
     )
   end = begin
   for tensor in sorted(tensors.values(), key=lambda t: t.offset):
@@ -222,8 +222,8 @@ class _Cursor:
     start, stop = self.position, self.position + length
     if stop > self.file.size:
       raise self.error(
-          f'{what} at byte {start} needs {length} bytes, the file has'
-          f' {self.file.size}: it is truncated or corrupt'
+        f'{what} at byte {start} needs {length} bytes, the file has'
+        f' {self.file.size}: it is truncated or corrupt'
       )
     self.position = stop
     return self.file.buffer[start:stop]
@@ -240,8 +240,8 @@ class _Cursor:
     count = self.number('<u8')
     if count * smallest > self.file.size - self.position:
       raise self.error(
-          f'claims {count} {what}, more than its {self.file.size} bytes can'
-          ' hold: it is truncated or corrupt'
+        f'claims {count} {what}, more than its {self.file.size} bytes can'
+        ' hold: it is truncated or corrupt'
       )
     return count
 

@@ -18,25 +18,25 @@ from me_jax.checkpoints import gguf
 
 # Metadata key after the architecture's name: Hugging Face's key.
 _LLAMA_SIZES = {
-    'block_count': 'num_hidden_layers',
-    'context_length': 'max_position_embeddings',
-    'embedding_length': 'hidden_size',
-    'feed_forward_length': 'intermediate_size',
-    'attention.head_count': 'num_attention_heads',
+  'block_count': 'num_hidden_layers',
+  'context_length': 'max_position_embeddings',
+  'embedding_length': 'hidden_size',
+  'feed_forward_length': 'intermediate_size',
+  'attention.head_count': 'num_attention_heads',
 }
 _LLAMA_OTHERS = (
-    'attention.head_count_kv',
-    'attention.key_length',
-    'attention.layer_norm_rms_epsilon',
-    'attention.value_length',
-    'rope.dimension_count',
-    'rope.freq_base',
-    'rope.scaling.attn_factor',
-    'rope.scaling.factor',
-    'rope.scaling.finetuned',
-    'rope.scaling.original_context_length',
-    'rope.scaling.type',
-    'vocab_size',
+  'attention.head_count_kv',
+  'attention.key_length',
+  'attention.layer_norm_rms_epsilon',
+  'attention.value_length',
+  'rope.dimension_count',
+  'rope.freq_base',
+  'rope.scaling.attn_factor',
+  'rope.scaling.factor',
+  'rope.scaling.finetuned',
+  'rope.scaling.original_context_length',
+  'rope.scaling.type',
+  'vocab_size',
 )
 # Keys of model variants that are off at this value.
 _OFF = {'expert_count': 0, 'expert_used_count': 0}
@@ -58,9 +58,9 @@ def to_hf(file: gguf.GgufFile) -> dict[str, Any]:
   architecture = metadata.get('general.architecture')
   if architecture not in ARCHITECTURES:
     raise errors.MeJaxError(
-        f'{file.path} holds the architecture {str(architecture)[:40]!r};'
-        f' supported in GGUF: {", ".join(ARCHITECTURES)}. Other families load'
-        ' from their safetensors folder'
+      f'{file.path} holds the architecture {str(architecture)[:40]!r};'
+      f' supported in GGUF: {", ".join(ARCHITECTURES)}. Other families load'
+      ' from their safetensors folder'
     )
   fields = _Fields(file, architecture)
   fields.refuse_unknown({*_LLAMA_SIZES, *_LLAMA_OTHERS})
@@ -95,14 +95,14 @@ def _special_tokens(metadata: Mapping[str, Any], size: int) -> dict[str, Any]:
 
   ends = [t for t in (token('eos'), token('eot')) if t is not None]
   return {
-      'bos_token_id': token('bos'),
-      'eos_token_id': list(dict.fromkeys(ends)) or None,
-      'pad_token_id': token('padding'),
+    'bos_token_id': token('bos'),
+    'eos_token_id': list(dict.fromkeys(ends)) or None,
+    'pad_token_id': token('padding'),
   }
 
 
 def _rope(
-    file: gguf.GgufFile, fields: _Fields, head_dim: int
+  file: gguf.GgufFile, fields: _Fields, head_dim: int
 ) -> dict[str, Any]:
   """Returns Hugging Face's `rope_parameters`."""
   theta = fields.number('rope.freq_base', 10_000.0)
@@ -121,15 +121,15 @@ def _rope(
   if _ROPE_FACTORS in file.tensors:
     if rope['rope_type'] != 'default':
       raise errors.MeJaxError(
-          f'{file.path} scales its rotary embedding twice, by {_ROPE_FACTORS}'
-          ' and by rope.scaling.type: not supported'
+        f'{file.path} scales its rotary embedding twice, by {_ROPE_FACTORS}'
+        ' and by rope.scaling.type: not supported'
       )
     rope |= _llama3_scaling(file, theta, head_dim)
   return rope
 
 
 def _llama3_scaling(
-    file: gguf.GgufFile, theta: float, head_dim: int
+  file: gguf.GgufFile, theta: float, head_dim: int
 ) -> dict[str, Any]:
   """Recovers Llama 3's scaling from the factors that were computed from it.
 
@@ -149,18 +149,18 @@ def _llama3_scaling(
   expected = np.where(wavelengths > original / low, factor, expected)
   # 1e-5: the converter computes in float32.
   if stored.shape != expected.shape or not np.allclose(
-      stored, expected, rtol=1e-5, atol=0
+    stored, expected, rtol=1e-5, atol=0
   ):
     raise errors.MeJaxError(
-        f'{file.path}: {_ROPE_FACTORS} is not the scaling of Llama 3, the only'
-        ' one supported: load the model from its safetensors folder'
+      f'{file.path}: {_ROPE_FACTORS} is not the scaling of Llama 3, the only'
+      ' one supported: load the model from its safetensors folder'
     )
   return {
-      'rope_type': 'llama3',
-      'factor': factor,
-      'low_freq_factor': low,
-      'high_freq_factor': high,
-      'original_max_position_embeddings': original,
+    'rope_type': 'llama3',
+    'factor': factor,
+    'low_freq_factor': low,
+    'high_freq_factor': high,
+    'original_max_position_embeddings': original,
   }
 
 
@@ -181,9 +181,9 @@ class _Fields:
         off = key in _OFF and type(value) is int and value == _OFF[key]
         if key not in known and not off:
           raise self.error(
-              key[:80],
-              'is not known and may change the computation: load the model'
-              ' from its safetensors folder',
+            key[:80],
+            'is not known and may change the computation: load the model'
+            ' from its safetensors folder',
           )
 
   def get(self, key: str, default: Any = None) -> Any:
@@ -204,7 +204,8 @@ class _Fields:
     return value
 
   def number(self, key: str, default: float | None = None) -> float:
+    """Returns a positive finite number."""
     value = self.get(key, default)
-    if type(value) not in (int, float) or not math.isfinite(value):
-      raise self.error(key, f'is {str(value)[:40]!r}, not a number')
+    if type(value) not in (int, float) or not 0 < value < math.inf:
+      raise self.error(key, f'is {str(value)[:40]!r}, not a positive number')
     return float(value)

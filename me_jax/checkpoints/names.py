@@ -18,33 +18,33 @@ from me_jax.models import config as config_lib
 # Our module: its name in the checkpoint. Which of them a model has is decided
 # by its parameter tree, so modules of later families do no harm.
 _HF_LAYER = (
-    'input_layernorm',
-    'self_attn/q_proj',
-    'self_attn/k_proj',
-    'self_attn/v_proj',
-    'self_attn/o_proj',
-    'self_attn/q_norm',
-    'self_attn/k_norm',
-    'post_attention_layernorm',
-    'pre_feedforward_layernorm',
-    'post_feedforward_layernorm',
-    'mlp/gate_proj',
-    'mlp/up_proj',
-    'mlp/down_proj',
+  'input_layernorm',
+  'self_attn/q_proj',
+  'self_attn/k_proj',
+  'self_attn/v_proj',
+  'self_attn/o_proj',
+  'self_attn/q_norm',
+  'self_attn/k_norm',
+  'post_attention_layernorm',
+  'pre_feedforward_layernorm',
+  'post_feedforward_layernorm',
+  'mlp/gate_proj',
+  'mlp/up_proj',
+  'mlp/down_proj',
 )
 _GGUF_LLAMA = {
-    'embed_tokens': 'token_embd',
-    'norm': 'output_norm',
-    'lm_head': 'output',
-    'layers/input_layernorm': 'blk.{layer}.attn_norm',
-    'layers/self_attn/q_proj': 'blk.{layer}.attn_q',
-    'layers/self_attn/k_proj': 'blk.{layer}.attn_k',
-    'layers/self_attn/v_proj': 'blk.{layer}.attn_v',
-    'layers/self_attn/o_proj': 'blk.{layer}.attn_output',
-    'layers/post_attention_layernorm': 'blk.{layer}.ffn_norm',
-    'layers/mlp/gate_proj': 'blk.{layer}.ffn_gate',
-    'layers/mlp/up_proj': 'blk.{layer}.ffn_up',
-    'layers/mlp/down_proj': 'blk.{layer}.ffn_down',
+  'embed_tokens': 'token_embd',
+  'norm': 'output_norm',
+  'lm_head': 'output',
+  'layers/input_layernorm': 'blk.{layer}.attn_norm',
+  'layers/self_attn/q_proj': 'blk.{layer}.attn_q',
+  'layers/self_attn/k_proj': 'blk.{layer}.attn_k',
+  'layers/self_attn/v_proj': 'blk.{layer}.attn_v',
+  'layers/self_attn/o_proj': 'blk.{layer}.attn_output',
+  'layers/post_attention_layernorm': 'blk.{layer}.ffn_norm',
+  'layers/mlp/gate_proj': 'blk.{layer}.ffn_gate',
+  'layers/mlp/up_proj': 'blk.{layer}.ffn_up',
+  'layers/mlp/down_proj': 'blk.{layer}.ffn_down',
 }
 _ROTATED = ('layers/self_attn/q_proj', 'layers/self_attn/k_proj')
 
@@ -88,7 +88,7 @@ class NameTable:
 
 
 def hf_table(
-    config: config_lib.ModelConfig, stored: Iterable[str] = ()
+  config: config_lib.ModelConfig, stored: Iterable[str] = ()
 ) -> NameTable:
   """Returns the table of Hugging Face checkpoints.
 
@@ -101,9 +101,9 @@ def hf_table(
   bare = stored and not any(name.startswith('model.') for name in stored)
   prefix = '' if bare else 'model.'
   modules = {
-      'embed_tokens': f'{prefix}embed_tokens',
-      'norm': f'{prefix}norm',
-      'lm_head': 'lm_head',
+    'embed_tokens': f'{prefix}embed_tokens',
+    'norm': f'{prefix}norm',
+    'lm_head': 'lm_head',
   }
   for module in _HF_LAYER:
     name = module.replace('/', '.')
@@ -141,7 +141,7 @@ def _origins(modules: Mapping[str, str]) -> dict[str, Origin]:
       origins[f'{module}/weight'] = Origin(template=f'{name}.weight')
     else:
       origins[f'{module}/kernel'] = Origin(
-          template=f'{name}.weight', transpose=True
+        template=f'{name}.weight', transpose=True
       )
       origins[f'{module}/bias'] = Origin(template=f'{name}.bias')
   return origins
@@ -153,8 +153,8 @@ def _fused(prefix: str, config: config_lib.ModelConfig) -> dict[str, Origin]:
   key = config.num_key_value_heads * config.head_dim
   width = config.intermediate_size
   groups = {
-      'self_attn.qkv_proj': (('q_proj', query), ('k_proj', key), ('v_proj', key)),
-      'mlp.gate_up_proj': (('gate_proj', width), ('up_proj', width)),
+    'self_attn.qkv_proj': (('q_proj', query), ('k_proj', key), ('v_proj', key)),
+    'mlp.gate_up_proj': (('gate_proj', width), ('up_proj', width)),
   }
   origins = {}
   for fused, parts in groups.items():
@@ -162,10 +162,10 @@ def _fused(prefix: str, config: config_lib.ModelConfig) -> dict[str, Origin]:
     first_row = 0
     for part, rows in parts:
       origins[f'layers/{branch}/{part}/kernel'] = Origin(
-          template=f'{prefix}.{fused}.weight',
-          transpose=True,
-          first_row=first_row,
-          stored_rows=sum(rows for _, rows in parts),
+        template=f'{prefix}.{fused}.weight',
+        transpose=True,
+        first_row=first_row,
+        stored_rows=sum(rows for _, rows in parts),
       )
       first_row += rows
   return origins

@@ -31,7 +31,7 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
   # Deep nesting ends in RecursionError, absurdly long numbers in ValueError.
   except (ValueError, RecursionError) as error:
     raise errors.MeJaxError(
-        f'{what} is not valid JSON ({error}): download it again'
+      f'{what} is not valid JSON ({error}): download it again'
     ) from error
   if not isinstance(value, dict):
     raise errors.MeJaxError(f'{what} does not hold a JSON object')

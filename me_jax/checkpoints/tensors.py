@@ -20,10 +20,10 @@ from me_jax import errors
 
 # Stored types that need no decoding, as safetensors and GGUF both spell them.
 PLAIN_DTYPES = {
-    'F64': np.dtype(np.float64),
-    'F32': np.dtype(np.float32),
-    'F16': np.dtype(np.float16),
-    'BF16': np.dtype(ml_dtypes.bfloat16),
+  'F64': np.dtype(np.float64),
+  'F32': np.dtype(np.float32),
+  'F16': np.dtype(np.float16),
+  'BF16': np.dtype(ml_dtypes.bfloat16),
 }
 
 
@@ -85,7 +85,7 @@ class StoredTensor:
   offset: int
   nbytes: int
   decode: Callable[[np.ndarray], np.ndarray] | None = dataclasses.field(
-      repr=False
+    repr=False
   )
 
   def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:

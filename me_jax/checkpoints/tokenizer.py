@@ -42,5 +42,5 @@ def load(folder: str) -> Any:
   # The tokenizers library raises bare Exception on broken files.
   except Exception as error:
     raise errors.MeJaxError(
-        f'cannot read the tokenizer in {folder}: {str(error)[:200]}'
+      f'cannot read the tokenizer in {folder}: {str(error)[:200]}'
     ) from error

@@ -74,13 +74,15 @@ def _main(argv: list[str]) -> int:
 def _usage() -> str:
   width = max(map(len, VERBS))
   verbs = [f'  {verb:<{width}}  {what}' for verb, what in VERBS.items()]
-  return '\n'.join([
-    'me-jax finds, explains and relaxes massive activations in language models.',
-    '',
-    'Usage: me-jax VERB [--flag=value ...]',
-    '',
-    *verbs,
-    '',
-    'me-jax VERB --help lists the flags of a verb. Every verb runs without any',
-    'flags, on the default model.',
-  ])
+  return '\n'.join(
+    [
+      'me-jax finds, explains and relaxes massive activations in language models.',
+      '',
+      'Usage: me-jax VERB [--flag=value ...]',
+      '',
+      *verbs,
+      '',
+      'me-jax VERB --help lists the flags of a verb. Every verb runs without any',
+      'flags, on the default model.',
+    ]
+  )

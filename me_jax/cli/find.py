@@ -139,7 +139,9 @@ def _outputs(
   out = pathlib.Path(flags.out) if flags.out else None
   json_path = flags.json or (out and out / 'report.json')
   figure_path = flags.figure or (out and out / 'figure.png')
-  paths = tuple(path and pathlib.Path(path) for path in (json_path, figure_path))
+  paths = tuple(
+    path and pathlib.Path(path) for path in (json_path, figure_path)
+  )
   for path in paths:
     session.check_writable(path)
   if paths[1] and paths[1].suffix not in ('.png', '.svg', '.pdf'):

@@ -9,7 +9,6 @@ from rich import table as table_lib
 from rich import text as text_lib
 
 from me_jax.analysis import me_report
-from me_jax.plotting import figures
 
 _BAR = 24
 _SHOWN_TOKENS = 6
@@ -23,7 +22,7 @@ def show(report: me_report.MEReport) -> None:
     console = console_lib.Console(highlight=False, width=100)
   console.print(_layers(report))
   console.print()
-  console.print(text_lib.Text(figures.headline(report), style='bold'))
+  console.print(text_lib.Text(report.headline(), style='bold'))
   for label, line in _facts(report):
     console.print(text_lib.Text(f'{label:<12}', style='cyan').append(
       line, style='default'), soft_wrap=True)  # fmt: skip
@@ -75,12 +74,14 @@ def _facts(report: me_report.MEReport) -> list[tuple[str, str]]:
   if report.span:
     spread = report.share_by_text
     width = len(report.control.span)
-    facts.append((
-      'share',
-      f'{spread.mean():.4f} of the plateau, {spread.min():.4f} in the prompt '
-      f'with the least; embedding {report.shares.embedding:.4f}. '
-      f'Control token: {width or "no"} layers for the same.',
-    ))
+    facts.append(
+      (
+        'share',
+        f'{spread.mean():.4f} of the plateau, {spread.min():.4f} in the prompt '
+        f'with the least; embedding {report.shares.embedding:.4f}. '
+        f'Control token: {width or "no"} layers for the same.',
+      )
+    )
   if report.layer is not None:
     facts.append(('jump', f'norm x {report.jump[report.layer]:,.1f}'))
   if report.plateau:
@@ -97,26 +98,37 @@ def _facts(report: me_report.MEReport) -> list[tuple[str, str]]:
     ]
     facts.append(('neurons', ', '.join(neurons)))
   if report.tokens:
+    places: dict[int, int] = {}
+    for token in report.tokens:
+      places[token.position] = places.get(token.position, 0) + token.texts
+    where = ', '.join(
+      f'{"the first token" if place == 0 else f"token {place + 1}"} in {count} '
+      'prompts'
+      for place, count in sorted(places.items())[:_SHOWN_TOKENS]
+    )
     tokens = [
-      f'{t.string if t.string is not None else t.token_id!r} at {t.position} '
-      f'({t.texts}×)'
+      f'{t.token_id if t.string is None else repr(t.string)} ({t.texts}×)'
       for t in report.tokens[:_SHOWN_TOKENS]
     ]
-    facts.append(('tokens', _list(tokens, len(report.tokens))))
-  facts.append((
-    'largest |x|',
-    f'{report.peak.value:,.0f} after layer {report.peak.layer}, '
-    f'{report.peak.ratio:,.0f} × the median there',
-  ))
+    facts.append(('tokens', f'{where}: {_list(tokens, len(report.tokens))}'))
+  facts.append(
+    (
+      'largest |x|',
+      f'{report.peak.value:,.0f} after layer {report.peak.layer}, '
+      f'{report.peak.ratio:,.0f} × the median there',
+    )
+  )
   for group, found in report.agreement.items():
     facts.append(('prompts', f'{group.replace("_", " ")}: {_rules(found)}'))
   p = report.provenance
-  facts.append((
-    'made with',
-    f'{p.get("model", "")} {p["dtype"]}, residual {p["residual_dtype"]}, '
-    f'matmul {p["matmul_precision"]}, attention {p["attention"]}, '
-    f'{p["device"]}, jax {p["versions"]["jax"]}',
-  ))
+  facts.append(
+    (
+      'made with',
+      f'{p.get("model", "")} {p["dtype"]}, residual {p["residual_dtype"]}, '
+      f'matmul {p["matmul_precision"]}, attention {p["attention"]}, '
+      f'{p["device"]}, jax {p["versions"]["jax"]}',
+    )
+  )
   return facts
 
 

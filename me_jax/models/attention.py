@@ -48,12 +48,12 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      h_BTD: jax.Array,
-      cos_BTR: jax.Array,
-      sin_BTR: jax.Array,
-      windowed: jax.Array,
-      context: sites_lib.SiteContext,
+    self,
+    h_BTD: jax.Array,
+    cos_BTR: jax.Array,
+    sin_BTR: jax.Array,
+    windowed: jax.Array,
+    context: sites_lib.SiteContext,
   ) -> jax.Array:
     """Maps the normalised state to the branch's write.
 
@@ -73,12 +73,12 @@ class Attention(nn.Module):
     def project(name: str, count: int, axis: str) -> jax.Array:
       features = count * config.head_dim
       x_BTF = mlp.dense(
-          features,
-          ('embed', axis),
-          name=f'{name}_proj',
-          use_bias=config.attention_bias,
-          dtype=self.dtype,
-          param_dtype=self.param_dtype,
+        features,
+        ('embed', axis),
+        name=f'{name}_proj',
+        use_bias=config.attention_bias,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
       )(h_BTD)
       normed = config.qk_norm != 'none' and name in 'qk'
       if normed and config.qk_norm == 'projection':
@@ -87,7 +87,7 @@ class Attention(nn.Module):
       if normed and config.qk_norm == 'head':
         x_BTNH = self._norm(f'{name}_norm', x_BTNH)
       return nn.with_logical_constraint(
-          x_BTNH, ('batch', 'time', f'act_{axis}', 'head_dim')
+        x_BTNH, ('batch', 'time', f'act_{axis}', 'head_dim')
       )
 
     q_BTNH = rope.rotate(project('q', heads, 'heads'), cos_BTR, sin_BTR)
@@ -96,31 +96,31 @@ class Attention(nn.Module):
 
     out_BTNH = self._attend(q_BTNH, k_BSKH, v_BSKH, windowed, context)
     return mlp.dense(
-        config.hidden_size,
-        ('heads', 'embed'),
-        name='o_proj',
-        use_bias=config.attention_out_bias,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+      config.hidden_size,
+      ('heads', 'embed'),
+      name='o_proj',
+      use_bias=config.attention_out_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
     )(out_BTNH.reshape(*h_BTD.shape[:2], heads * config.head_dim))
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
     return norms.RMSNorm(
-        eps=self.config.rms_norm_eps,
-        offset=self.config.norm_offset,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        axis='head_dim' if self.config.qk_norm == 'head' else 'norm',
-        name=name,
+      eps=self.config.rms_norm_eps,
+      offset=self.config.norm_offset,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      axis='head_dim' if self.config.qk_norm == 'head' else 'norm',
+      name=name,
     )(x)
 
   def _attend(
-      self,
-      q_BTNH: jax.Array,
-      k_BSKH: jax.Array,
-      v_BSKH: jax.Array,
-      windowed: jax.Array,
-      context: sites_lib.SiteContext,
+    self,
+    q_BTNH: jax.Array,
+    k_BSKH: jax.Array,
+    v_BSKH: jax.Array,
+    windowed: jax.Array,
+    context: sites_lib.SiteContext,
   ) -> jax.Array:
     """Returns the heads' mixtures of values, `[B, T, N, H]`."""
     config = self.config
@@ -136,10 +136,10 @@ class Attention(nn.Module):
     for start in starts:
       stop = min(start + starts.step, time)
       scores_BKGQS = jnp.einsum(
-          'BQKGH,BSKH->BKGQS',
-          q_BTKGH[:, start:stop],
-          k_BSKH[:, :stop],
-          preferred_element_type=jnp.float32,
+        'BQKGH,BSKH->BKGQS',
+        q_BTKGH[:, start:stop],
+        k_BSKH[:, :stop],
+        preferred_element_type=jnp.float32,
       )
       if config.attn_logit_softcapping:
         cap = config.attn_logit_softcapping
@@ -160,10 +160,10 @@ class Attention(nn.Module):
                       for k, v in part.items()}  # fmt: skip
         probs_BKGQS = probs_BNQS.reshape(probs_BKGQS.shape)
       out_BKGQH = jnp.einsum(
-          'BKGQS,BSKH->BKGQH',
-          probs_BKGQS.astype(self.dtype),
-          v_BSKH[:, :stop],
-          preferred_element_type=jnp.float32,
+        'BKGQS,BSKH->BKGQH',
+        probs_BKGQS.astype(self.dtype),
+        v_BSKH[:, :stop],
+        preferred_element_type=jnp.float32,
       )
       if not needs_probs:
         # Dividing H numbers instead of S saves a pass over the scores.
@@ -175,7 +175,7 @@ class Attention(nn.Module):
     return jnp.concatenate(outs, axis=1)
 
   def _mask(
-      self, segments_BT: jax.Array, start: int, stop: int, windowed: jax.Array
+    self, segments_BT: jax.Array, start: int, stop: int, windowed: jax.Array
   ) -> jax.Array:
     """Returns which keys a chunk of queries may see, `[B, Q, stop]`."""
     query_Q1 = np.arange(start, stop)[:, None]

@@ -44,12 +44,12 @@ class TextSpans(NamedTuple):
 
 
 def make_batch(
-    texts: Sequence[Sequence[int]],
-    *,
-    pack: bool = False,
-    length: int | None = None,
-    pad_side: str = 'right',
-    pad_id: int = 0,
+  texts: Sequence[Sequence[int]],
+  *,
+  pack: bool = False,
+  length: int | None = None,
+  pad_side: str = 'right',
+  pad_id: int = 0,
 ) -> Batch:
   """Lays texts out in rows, in the order given.
 
@@ -104,8 +104,8 @@ def check_batch(config: config_lib.ModelConfig, batch: Batch) -> Batch:
   segments_BT = np.asarray(batch.segments_BT)
   if tokens_BT.shape != segments_BT.shape or tokens_BT.ndim != 2:
     raise errors.MeJaxError(
-        f'tokens {tokens_BT.shape} and segments {segments_BT.shape} must both '
-        'be [B, T].'
+      f'tokens {tokens_BT.shape} and segments {segments_BT.shape} must both '
+      'be [B, T].'
     )
   if not np.issubdtype(tokens_BT.dtype, np.integer):
     raise errors.MeJaxError(f'token ids are {tokens_BT.dtype}, not integers.')
@@ -114,13 +114,13 @@ def check_batch(config: config_lib.ModelConfig, batch: Batch) -> Batch:
   if not (segments_BT > 0).any():
     raise errors.MeJaxError('the batch holds no tokens, only padding.')
   wrong = (segments_BT > 0) & (
-      (tokens_BT < 0) | (tokens_BT >= config.vocab_size)
+    (tokens_BT < 0) | (tokens_BT >= config.vocab_size)
   )
   if wrong.any():
     row, at = np.argwhere(wrong)[0]
     raise errors.MeJaxError(
-        f'token id {tokens_BT[row, at]} in row {row} is outside the '
-        f'vocabulary of {config.vocab_size}.'
+      f'token id {tokens_BT[row, at]} in row {row} is outside the '
+      f'vocabulary of {config.vocab_size}.'
     )
   spans = text_spans(segments_BT)
   keys = list(zip(spans.row, segments_BT[spans.row, spans.start]))
@@ -128,8 +128,8 @@ def check_batch(config: config_lib.ModelConfig, batch: Batch) -> Batch:
     raise errors.MeJaxError('a text of the batch is not contiguous.')
   if spans.length.max() > config.max_position_embeddings:
     raise errors.MeJaxError(
-        f'a text of {spans.length.max()} tokens exceeds the context of '
-        f'{config.max_position_embeddings}.'
+      f'a text of {spans.length.max()} tokens exceeds the context of '
+      f'{config.max_position_embeddings}.'
     )
   tokens_BT = np.where(segments_BT > 0, tokens_BT, 0)
   return Batch(tokens_BT.astype(np.int32), segments_BT)

@@ -21,8 +21,8 @@ from collections.abc import Mapping
 import functools
 from typing import Any
 
-import flax.linen as nn
 from flax import struct
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -37,10 +37,17 @@ from me_jax.models import sites as sites_lib
 Params = Mapping[str, Any]
 
 REMAT_POLICIES = {
-    'none': None,
-    'full': jax.checkpoint_policies.nothing_saveable,
-    'dots': jax.checkpoint_policies.dots_saveable,
-    'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  'none': None,
+  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': jax.checkpoint_policies.dots_saveable,
+  'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+# The norm between the residual stream and the FFN, by norm placement.
+FFN_NORMS = {
+  'pre': 'post_attention_layernorm',
+  'sandwich': 'pre_feedforward_layernorm',
+  'post': None,
 }
 
 
@@ -74,12 +81,14 @@ class Output:
 
   Attributes:
     logits: `[B, T, V]` float32.
+    embedding: `[B, T, D]`, the residual stream before the first layer.
     resid: `[B, T, D]`, the residual stream after the last layer.
     hidden: `[B, T, D]`, the same after the final norm: what the head receives.
     cache: keys and values for decoding; None without one.
   """
 
   logits: jax.Array
+  embedding: jax.Array
   resid: jax.Array
   hidden: jax.Array
   cache: Any = None
@@ -97,15 +106,15 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      carry: tuple[jax.Array, dict[str, jax.Array]],
-      layer: LayerInputs,
-      shared: Shared,
+    self,
+    carry: tuple[jax.Array, dict[str, jax.Array]],
+    layer: LayerInputs,
+    shared: Shared,
   ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], None]:
     """Advances the residual stream `[B, T, D]` and the captures by a layer."""
     x_BTD, buffers = carry
     context = sites_lib.SiteContext(
-        layer.index, shared.segments_BT, shared.operands
+      layer.index, shared.segments_BT, shared.operands
     )
     site = functools.partial(self._site, context)
     placement = self.config.norm_placement
@@ -117,12 +126,12 @@ class Block(nn.Module):
     h_BTD = site('attn_in', h_BTD)
     cos_BTR, sin_BTR = self._rotary(layer, shared)
     a_BTD = attention.Attention(
-        self.config,
-        self.sites,
-        self.dtype,
-        self.param_dtype,
-        self.attention_chunk,
-        name='self_attn',
+      self.config,
+      self.sites,
+      self.dtype,
+      self.param_dtype,
+      self.attention_chunk,
+      name='self_attn',
     )(h_BTD, cos_BTR, sin_BTR, layer.windowed, context)
     if placement != 'pre':
       a_BTD = self._norm('post_attention_layernorm')(a_BTD)
@@ -131,13 +140,11 @@ class Block(nn.Module):
 
     x_BTD = site('resid_mid', x_BTD)
     h_BTD = x_BTD.astype(self.dtype)
-    if placement == 'pre':
-      h_BTD = self._norm('post_attention_layernorm')(x_BTD)
-    elif placement == 'sandwich':
-      h_BTD = self._norm('pre_feedforward_layernorm')(x_BTD)
+    if ffn_norm := FFN_NORMS[placement]:
+      h_BTD = self._norm(ffn_norm)(x_BTD)
     h_BTD = site('ffn_in', h_BTD)
     y_BTD = mlp.GatedMlp(
-        self.config, self.sites, self.dtype, self.param_dtype, name='mlp'
+      self.config, self.sites, self.dtype, self.param_dtype, name='mlp'
     )(h_BTD, context)
     if placement != 'pre':
       y_BTD = self._norm('post_feedforward_layernorm')(y_BTD)
@@ -148,28 +155,28 @@ class Block(nn.Module):
     if buffers:
       captures = {capture.name: capture for capture in self.sites.captures}
       buffers = {
-          name: captures[name].store(buffer, context.captured[name], context)
-          for name, buffer in buffers.items()
+        name: captures[name].store(buffer, context.captured[name], context)
+        for name, buffer in buffers.items()
       }
     return (x_BTD, buffers), None
 
   def _site(
-      self, context: sites_lib.SiteContext, name: str, value: jax.Array
+    self, context: sites_lib.SiteContext, name: str, value: jax.Array
   ) -> jax.Array:
     value = nn.with_logical_constraint(value, ('batch', 'time', 'act_embed'))
     return self.sites.visit(self, name, value, context)
 
   def _norm(self, name: str) -> norms.RMSNorm:
     return norms.RMSNorm(
-        eps=self.config.rms_norm_eps,
-        offset=self.config.norm_offset,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name=name,
+      eps=self.config.rms_norm_eps,
+      offset=self.config.norm_offset,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name=name,
     )
 
   def _rotary(
-      self, layer: LayerInputs, shared: Shared
+    self, layer: LayerInputs, shared: Shared
   ) -> tuple[jax.Array, jax.Array]:
     """Picks this layer's cosines and sines."""
     cos_BTR, sin_BTR = shared.tables[0]
@@ -210,10 +217,10 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(
-      self,
-      tokens_BT: jax.Array,
-      segments_BT: jax.Array | None = None,
-      operands: Mapping[str, jax.Array] | None = None,
+    self,
+    tokens_BT: jax.Array,
+    segments_BT: jax.Array | None = None,
+    operands: Mapping[str, jax.Array] | None = None,
   ) -> Output:
     """Runs the model.
 
@@ -236,95 +243,100 @@ class Decoder(nn.Module):
     segments_BT = segments_BT.astype(jnp.int32)
     operands = dict(operands or {})
     embed_tokens = nn.Embed(
-        config.vocab_size,
-        config.hidden_size,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        embedding_init=_partitioned(('vocab', 'embed')),
-        name='embed_tokens',
+      config.vocab_size,
+      config.hidden_size,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      embedding_init=_partitioned(('vocab', 'embed')),
+      name='embed_tokens',
     )
 
     x_BTD = embed_tokens(tokens_BT)
     if config.embedding_scale != 1.0:
       x_BTD = x_BTD * jnp.asarray(config.embedding_scale, self.dtype)
-    x_BTD = x_BTD.astype(self.residual_dtype)
-    x_BTD = self._layers(x_BTD, segments_BT, operands)
+    embedding_BTD = x_BTD.astype(self.residual_dtype)
+    x_BTD = self._layers(embedding_BTD, segments_BT, operands)
     hidden_BTD = norms.RMSNorm(
-        eps=config.rms_norm_eps,
-        offset=config.norm_offset,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
-        name='norm',
+      eps=config.rms_norm_eps,
+      offset=config.norm_offset,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
+      name='norm',
     )(x_BTD)
 
     # Logits are float32 whatever the computation is: bf16 has 8 bits.
     dot = functools.partial(
-        jax.lax.dot_general, preferred_element_type=jnp.float32
+      jax.lax.dot_general, preferred_element_type=jnp.float32
     )
     if config.tie_word_embeddings:
       embedding_VD = embed_tokens.embedding.astype(self.dtype)
       logits_BTV = dot(hidden_BTD, embedding_VD, (((2,), (1,)), ((), ())))
     else:
       logits_BTV = nn.Dense(
-          config.vocab_size,
-          use_bias=False,
-          dtype=self.dtype,
-          param_dtype=self.param_dtype,
-          kernel_init=_partitioned(('embed', 'vocab')),
-          dot_general=lambda *args, **_: dot(*args),
-          name='lm_head',
+        config.vocab_size,
+        use_bias=False,
+        dtype=self.dtype,
+        param_dtype=self.param_dtype,
+        kernel_init=_partitioned(('embed', 'vocab')),
+        dot_general=lambda *args, **_: dot(*args),
+        name='lm_head',
       )(hidden_BTD)
     if config.final_logit_softcapping:
       cap = config.final_logit_softcapping
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)
     logits_BTV = nn.with_logical_constraint(
-        logits_BTV, ('batch', 'time', 'act_vocab')
+      logits_BTV, ('batch', 'time', 'act_vocab')
     )
-    return Output(logits=logits_BTV, resid=x_BTD, hidden=hidden_BTD)
+    return Output(
+      logits=logits_BTV,
+      embedding=embedding_BTD,
+      resid=x_BTD,
+      hidden=hidden_BTD,
+    )
 
   def _layers(
-      self,
-      x_BTD: jax.Array,
-      segments_BT: jax.Array,
-      operands: Mapping[str, jax.Array],
+    self,
+    x_BTD: jax.Array,
+    segments_BT: jax.Array,
+    operands: Mapping[str, jax.Array],
   ) -> jax.Array:
     """Runs all blocks on the residual stream, scanned or unrolled."""
     config = self.config
     positions_BT = text_positions(segments_BT)
     ropes = [config.rope] + ([config.rope_local] if config.rope_local else [])
     shared = Shared(
-        segments_BT,
-        tuple(rope.tables(r, config.head_dim, positions_BT) for r in ropes),
-        operands,
+      segments_BT,
+      tuple(rope.tables(r, config.head_dim, positions_BT) for r in ropes),
+      operands,
     )
     count = config.num_hidden_layers
     layers = LayerInputs(
-        jnp.arange(count),
-        jnp.asarray(config.layer_windowed or (False,) * count),
-        jnp.asarray(config.rope_layers or (True,) * count),
+      jnp.arange(count),
+      jnp.asarray(config.layer_windowed or (False,) * count),
+      jnp.asarray(config.rope_layers or (True,) * count),
     )
     block = Block
     if self.remat != 'none':
       policy = REMAT_POLICIES[self.remat]
       block = nn.remat(Block, policy=policy, prevent_cse=not self.scanned)
     attributes = (
-        config,
-        self.sites,
-        self.dtype,
-        self.param_dtype,
-        self.residual_dtype,
-        self.attention_chunk,
+      config,
+      self.sites,
+      self.dtype,
+      self.param_dtype,
+      self.residual_dtype,
+      self.attention_chunk,
     )
     carry = (x_BTD, self._buffers(segments_BT, operands))
     if self.scanned:
       scan = nn.scan(
-          block,
-          # Without 'intermediates' sow would silently return nothing.
-          variable_axes={'params': 0, 'intermediates': 0},
-          split_rngs={'params': True},
-          in_axes=(0, nn.broadcast),
-          length=count,
-          metadata_params={nn.PARTITION_NAME: 'layers'},
+        block,
+        # Without 'intermediates' sow would silently return nothing.
+        variable_axes={'params': 0, 'intermediates': 0},
+        split_rngs={'params': True},
+        in_axes=(0, nn.broadcast),
+        length=count,
+        metadata_params={nn.PARTITION_NAME: 'layers'},
       )
       carry, _ = scan(*attributes, name='layers')(carry, layers, shared)
     else:
@@ -337,20 +349,20 @@ class Decoder(nn.Module):
     return x_BTD
 
   def _buffers(
-      self, segments_BT: jax.Array, operands: Mapping[str, jax.Array]
+    self, segments_BT: jax.Array, operands: Mapping[str, jax.Array]
   ) -> dict[str, jax.Array]:
     """Returns an empty buffer for every capture that will be read."""
     if not self.is_mutable_collection('intermediates'):
       return {}
     batch, time = segments_BT.shape
     wide = {
-        'attn_probs': (batch, self.config.num_attention_heads, time, time),
-        'ffn_act': (batch, time, self.config.intermediate_size),
+      'attn_probs': (batch, self.config.num_attention_heads, time, time),
+      'ffn_act': (batch, time, self.config.intermediate_size),
     }
     state = (batch, time, self.config.hidden_size)
     return {
-        capture.name: capture.start(wide.get(capture.site, state), operands)
-        for capture in self.sites.captures
+      capture.name: capture.start(wide.get(capture.site, state), operands)
+      for capture in self.sites.captures
     }
 
 
@@ -393,8 +405,8 @@ def unstack_layers(params: Params) -> dict[str, Any]:
   stacked = params['layers']
   count = jax.tree.leaves(stacked)[0].shape[0]
   return {k: v for k, v in params.items() if k != 'layers'} | {
-      f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
-      for i in range(count)
+    f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+    for i in range(count)
   }
 
 

@@ -31,16 +31,16 @@ _HARMLESS = frozenset({
 })  # fmt: skip
 # Fields that are harmless at exactly this value, whose other values are not.
 _INERT = {
-    'pretraining_tp': (1, None),
-    'is_encoder_decoder': (False, None),
-    'add_cross_attention': (False, None),
-    'tie_encoder_decoder': (False, None),
-    'cross_attention_hidden_size': (None,),
-    'quantization_config': (None,),
-    'rope_interleaved': (False, None),
-    'sliding_window': (None,),
-    'partial_rotary_factor': (1.0, 1, None),
-    'attention_multiplier': (1.0, 1, None),
+  'pretraining_tp': (1, None),
+  'is_encoder_decoder': (False, None),
+  'add_cross_attention': (False, None),
+  'tie_encoder_decoder': (False, None),
+  'cross_attention_hidden_size': (None,),
+  'quantization_config': (None,),
+  'rope_interleaved': (False, None),
+  'sliding_window': (None,),
+  'partial_rotary_factor': (1.0, 1, None),
+  'attention_multiplier': (1.0, 1, None),
 }
 _TRANSLATED = frozenset({
     'vocab_size', 'hidden_size', 'intermediate_size', 'num_hidden_layers',
@@ -51,14 +51,14 @@ _TRANSLATED = frozenset({
 })  # fmt: skip
 
 _ROPE_FIELDS = {
-    'default': (),
-    'linear': ('factor',),
-    'llama3': (
-        'factor',
-        'original_max_position_embeddings',
-        'low_freq_factor',
-        'high_freq_factor',
-    ),
+  'default': (),
+  'linear': ('factor',),
+  'llama3': (
+    'factor',
+    'original_max_position_embeddings',
+    'low_freq_factor',
+    'high_freq_factor',
+  ),
 }
 
 
@@ -81,8 +81,8 @@ def from_hf(source: Mapping[str, Any] | str) -> config_lib.ModelConfig:
   family = raw.get('model_type')
   if family not in FAMILIES:
     raise errors.MeJaxError(
-        f'model_type {family!r} is not supported; supported are '
-        f'{", ".join(sorted(FAMILIES))}{errors.nearest(str(family), FAMILIES)}.'
+      f'model_type {family!r} is not supported; supported are '
+      f'{", ".join(sorted(FAMILIES))}{errors.nearest(str(family), FAMILIES)}.'
     )
   return FAMILIES[family](raw)
 
@@ -90,30 +90,32 @@ def from_hf(source: Mapping[str, Any] | str) -> config_lib.ModelConfig:
 def to_hf(config: config_lib.ModelConfig) -> dict[str, Any]:
   """Returns the contents of a config.json that transformers loads."""
   rope_parameters = {
-      'rope_type': config.rope.kind,
-      'rope_theta': config.rope.theta,
-  } | {name: getattr(config.rope, name) for name in _ROPE_FIELDS[config.rope.kind]}
+    'rope_type': config.rope.kind,
+    'rope_theta': config.rope.theta,
+  } | {
+    name: getattr(config.rope, name) for name in _ROPE_FIELDS[config.rope.kind]
+  }
   eos = config.eos_token_ids
   return {
-      'architectures': ['LlamaForCausalLM'],
-      'model_type': config.model_type,
-      'vocab_size': config.vocab_size,
-      'hidden_size': config.hidden_size,
-      'intermediate_size': config.intermediate_size,
-      'num_hidden_layers': config.num_hidden_layers,
-      'num_attention_heads': config.num_attention_heads,
-      'num_key_value_heads': config.num_key_value_heads,
-      'head_dim': config.head_dim,
-      'max_position_embeddings': config.max_position_embeddings,
-      'rms_norm_eps': config.rms_norm_eps,
-      'hidden_act': config.hidden_act,
-      'attention_bias': config.attention_bias,
-      'mlp_bias': config.mlp_bias,
-      'tie_word_embeddings': config.tie_word_embeddings,
-      'rope_parameters': rope_parameters,
-      'bos_token_id': config.bos_token_id,
-      'eos_token_id': eos[0] if len(eos) == 1 else list(eos) or None,
-      'pad_token_id': config.pad_token_id,
+    'architectures': ['LlamaForCausalLM'],
+    'model_type': config.model_type,
+    'vocab_size': config.vocab_size,
+    'hidden_size': config.hidden_size,
+    'intermediate_size': config.intermediate_size,
+    'num_hidden_layers': config.num_hidden_layers,
+    'num_attention_heads': config.num_attention_heads,
+    'num_key_value_heads': config.num_key_value_heads,
+    'head_dim': config.head_dim,
+    'max_position_embeddings': config.max_position_embeddings,
+    'rms_norm_eps': config.rms_norm_eps,
+    'hidden_act': config.hidden_act,
+    'attention_bias': config.attention_bias,
+    'mlp_bias': config.mlp_bias,
+    'tie_word_embeddings': config.tie_word_embeddings,
+    'rope_parameters': rope_parameters,
+    'bos_token_id': config.bos_token_id,
+    'eos_token_id': eos[0] if len(eos) == 1 else list(eos) or None,
+    'pad_token_id': config.pad_token_id,
   }
 
 
@@ -134,15 +136,15 @@ def _llama(raw: dict[str, Any]) -> config_lib.ModelConfig:
   _refuse_unknown(raw)
   bias = bool(raw.get('attention_bias', False))
   return config_lib.ModelConfig(
-      **_common(raw),
-      attention_bias=bias,
-      attention_out_bias=bias,
-      mlp_bias=bool(raw.get('mlp_bias', False)),
+    **_common(raw),
+    attention_bias=bias,
+    attention_out_bias=bias,
+    mlp_bias=bool(raw.get('mlp_bias', False)),
   )
 
 
 FAMILIES: dict[str, Callable[[dict[str, Any]], config_lib.ModelConfig]] = {
-    'llama': _llama,
+  'llama': _llama,
 }
 
 
@@ -153,19 +155,20 @@ def _common(raw: dict[str, Any]) -> dict[str, Any]:
   kv_heads = _size(raw, 'num_key_value_heads', heads)
   if heads % kv_heads:
     raise errors.MeJaxError(
-        f'num_attention_heads = {heads} is not a multiple of '
-        f'num_key_value_heads = {kv_heads}.'
+      f'num_attention_heads = {heads} is not a multiple of '
+      f'num_key_value_heads = {kv_heads}.'
     )
   if raw.get('head_dim') is None and hidden % heads:
     raise errors.MeJaxError(
-        f'hidden_size = {hidden} is not a multiple of num_attention_heads = '
-        f'{heads}, and there is no head_dim.'
+      f'hidden_size = {hidden} is not a multiple of num_attention_heads = '
+      f'{heads}, and there is no head_dim.'
     )
-  activation = {'swish': 'silu'}.get(raw.get('hidden_act'), raw.get('hidden_act'))
+  activation = raw.get('hidden_act', 'silu')
+  activation = 'silu' if activation == 'swish' else activation
   if activation not in ('silu', 'gelu_pytorch_tanh'):
     raise errors.MeJaxError(
-        f'hidden_act = {activation!r} is not handled; silu and '
-        'gelu_pytorch_tanh are.'
+      f'hidden_act = {activation!r} is not handled; silu and '
+      'gelu_pytorch_tanh are.'
     )
   vocab = _size(raw, 'vocab_size')
   eos = raw.get('eos_token_id')
@@ -198,9 +201,9 @@ def _rope(raw: dict[str, Any]) -> config_lib.RopeConfig:
   kind = scaling.get('rope_type') or scaling.get('type') or 'default'
   if kind not in _ROPE_FIELDS:
     raise errors.MeJaxError(
-        f'rope_type = {kind!r} is not handled; {", ".join(_ROPE_FIELDS)} are.'
+      f'rope_type = {kind!r} is not handled; {", ".join(_ROPE_FIELDS)} are.'
     )
-  theta = scaling.get('rope_theta', raw.get('rope_theta', 10_000.0))
+  theta = _number({'rope_theta': 10_000.0} | raw | scaling, 'rope_theta')
   known = {'rope_type', 'type', 'rope_theta', *_ROPE_FIELDS[kind]}
   if kind == 'default':
     known |= {'factor', 'partial_rotary_factor'}
@@ -208,8 +211,8 @@ def _rope(raw: dict[str, Any]) -> config_lib.RopeConfig:
       known -= {'partial_rotary_factor'}
   for name in scaling.keys() - known:
     raise errors.MeJaxError(
-        f'rope field {name} = {scaling[name]!r} is not handled with '
-        f'rope_type = {kind!r}.'
+      f'rope field {name} = {scaling[name]!r} is not handled with '
+      f'rope_type = {kind!r}.'
     )
   values = {name: _number(scaling, name) for name in _ROPE_FIELDS[kind]}
   return config_lib.RopeConfig(kind=kind, theta=float(theta), **values)
@@ -228,8 +231,8 @@ def _refuse_unknown(raw: dict[str, Any]) -> None:
     shown = json.dumps(value, default=str)
     shown = shown if len(shown) <= 60 else shown[:57] + '...'
     raise errors.MeJaxError(
-        f'the configuration has {name} = {shown}, which may change what the '
-        f"model computes and is not handled for model_type '{raw['model_type']}'."
+      f'the configuration has {name} = {shown}, which may change what the '
+      f"model computes and is not handled for model_type '{raw['model_type']}'."
     )
 
 

@@ -13,31 +13,31 @@ from me_jax.models import config as config_lib
 from me_jax.models import sites as sites_lib
 
 _ACTIVATIONS = {
-    'silu': nn.silu,
-    'gelu_pytorch_tanh': lambda x: nn.gelu(x, approximate=True),
+  'silu': nn.silu,
+  'gelu_pytorch_tanh': lambda x: nn.gelu(x, approximate=True),
 }
 
 
 def dense(
-    features: int,
-    axes: tuple[str, str],
-    *,
-    name: str,
-    use_bias: bool,
-    dtype: jnp.dtype,
-    param_dtype: jnp.dtype,
+  features: int,
+  axes: tuple[str, str],
+  *,
+  name: str,
+  use_bias: bool,
+  dtype: jnp.dtype,
+  param_dtype: jnp.dtype,
 ) -> nn.Dense:
   """A linear layer whose kernel `[in, out]` knows its logical axes."""
   return nn.Dense(
-      features,
-      use_bias=use_bias,
-      dtype=dtype,
-      param_dtype=param_dtype,
-      kernel_init=nn.with_logical_partitioning(
-          nn.initializers.normal(0.02), axes
-      ),
-      bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
-      name=name,
+    features,
+    use_bias=use_bias,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    kernel_init=nn.with_logical_partitioning(
+      nn.initializers.normal(0.02), axes
+    ),
+    bias_init=nn.with_logical_partitioning(nn.initializers.zeros, axes[1:]),
+    name=name,
   )
 
 
@@ -58,14 +58,14 @@ class GatedMlp(nn.Module):
 
   @nn.compact
   def __call__(
-      self, h_BTD: jax.Array, context: sites_lib.SiteContext
+    self, h_BTD: jax.Array, context: sites_lib.SiteContext
   ) -> jax.Array:
     """Maps the normalised state `[B, T, D]` to the branch's write."""
     config = self.config
     kwargs = dict(
-        use_bias=config.mlp_bias,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+      use_bias=config.mlp_bias,
+      dtype=self.dtype,
+      param_dtype=self.param_dtype,
     )
     width = config.intermediate_size
     gate_BTF = dense(width, ('embed', 'mlp'), name='gate_proj', **kwargs)(h_BTD)
@@ -74,5 +74,5 @@ class GatedMlp(nn.Module):
     act_BTF = nn.with_logical_constraint(act_BTF, ('batch', 'time', 'act_mlp'))
     act_BTF = self.sites.visit(self, 'ffn_act', act_BTF, context)
     return dense(
-        config.hidden_size, ('mlp', 'embed'), name='down_proj', **kwargs
+      config.hidden_size, ('mlp', 'embed'), name='down_proj', **kwargs
     )(act_BTF)

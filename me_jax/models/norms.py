@@ -50,11 +50,12 @@ class RMSNorm(nn.Module):
     """Normalises the last axis of `x`: `[..., D]` in, `[..., D]` out."""
     init = nn.initializers.zeros if self.offset else nn.initializers.ones
     weight_D = self.param(
-        'weight',
-        nn.with_logical_partitioning(init, (self.axis,)),
-        (x.shape[-1],),
-        self.param_dtype,
+      'weight',
+      nn.with_logical_partitioning(init, (self.axis,)),
+      (x.shape[-1],),
+      self.param_dtype,
     )
+    weight_D = weight_D.reshape((1,) * (x.ndim - 1) + (-1,))
     normal = rms_normalize(x, self.eps)
     if self.offset:
       scaled = normal * (self.offset + weight_D.astype(jnp.float32))

@@ -19,7 +19,7 @@ from me_jax.models import config as config_lib
 
 
 def inverse_frequencies(
-    rope: config_lib.RopeConfig, head_dim: int
+  rope: config_lib.RopeConfig, head_dim: int
 ) -> tuple[np.ndarray, float]:
   """Returns the angles per position step and the scale of cos and sin.
 
@@ -45,7 +45,7 @@ def inverse_frequencies(
   if rope.kind == 'llama3':
     return _llama3(rope, freq_R), 1.0
   raise errors.MeJaxError(
-      f"RoPE kind '{rope.kind}' is not handled; default, linear and llama3 are."
+    f"RoPE kind '{rope.kind}' is not handled; default, linear and llama3 are."
   )
 
 
@@ -61,7 +61,7 @@ def _llama3(rope: config_lib.RopeConfig, freq_R: np.ndarray) -> np.ndarray:
 
 
 def tables(
-    rope: config_lib.RopeConfig, head_dim: int, positions_BT: jax.Array
+  rope: config_lib.RopeConfig, head_dim: int, positions_BT: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
   """Returns cosines and sines `[B, T, R]` in float32 for int32 positions."""
   freq_R, scale = inverse_frequencies(rope, head_dim)
@@ -70,7 +70,7 @@ def tables(
 
 
 def rotate(
-    x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array
+  x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array
 ) -> jax.Array:
   """Rotates the first 2R dims of every head, half against half.
 
@@ -88,5 +88,5 @@ def rotate(
   first, second = x_BTNH[..., :half], x_BTNH[..., half : 2 * half]
   rest = x_BTNH[..., 2 * half :]
   return jnp.concatenate(
-      [first * cos - second * sin, second * cos + first * sin, rest], axis=-1
+    [first * cos - second * sin, second * cos + first * sin, rest], axis=-1
   )

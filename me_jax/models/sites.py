@@ -26,22 +26,22 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any, Protocol
 
-import flax.linen as nn
 from flax import struct
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 # In the order in which a block computes them. `[B, T, D]` unless noted.
 SITES = (
-    'resid_pre',  # the residual stream as the block receives it
-    'attn_in',  # what the query, key and value projections receive
-    'attn_probs',  # [B, N, T, S] in chunks of queries, see `Sites.measure`
-    'attn_out',  # what attention adds to the residual stream
-    'resid_mid',
-    'ffn_in',  # what the gate and up projections receive
-    'ffn_act',  # [B, T, F], act(gate) * up
-    'ffn_out',  # what the FFN adds to the residual stream
-    'resid_post',
+  'resid_pre',  # the residual stream as the block receives it
+  'attn_in',  # what the query, key and value projections receive
+  'attn_probs',  # [B, N, T, S] in chunks of queries, see `Sites.measure`
+  'attn_out',  # what attention adds to the residual stream
+  'resid_mid',
+  'ffn_in',  # what the gate and up projections receive
+  'ffn_act',  # [B, T, F], act(gate) * up
+  'ffn_out',  # what the FFN adds to the residual stream
+  'resid_post',
 )
 
 
@@ -62,7 +62,7 @@ class SiteContext:
   operands: Mapping[str, jax.Array]
   query_start: int = struct.field(pytree_node=False, default=0)
   captured: dict[str, jax.Array] = struct.field(
-      pytree_node=False, default_factory=dict
+    pytree_node=False, default_factory=dict
   )
 
 
@@ -121,13 +121,13 @@ class Capture:
     return jnp.pad(value, pads)
 
   def start(
-      self, shape: tuple[int, ...], operands: Mapping[str, jax.Array]
+    self, shape: tuple[int, ...], operands: Mapping[str, jax.Array]
   ) -> jax.Array:
     """Returns the empty buffer `[C, *shape]`."""
     return jnp.zeros((operands[self.name].shape[0], *shape), jnp.float32)
 
   def store(
-      self, buffer: jax.Array, value: jax.Array, context: SiteContext
+    self, buffer: jax.Array, value: jax.Array, context: SiteContext
   ) -> jax.Array:
     """Returns the buffer with `value` where this layer is wanted."""
     hit_C = context.operands[self.name] == context.layer
@@ -165,7 +165,7 @@ class Sites:
     return any(u.site == site for u in (*self.observers, *self.edits))
 
   def write(
-      self, site: str, value: jax.Array, context: SiteContext
+    self, site: str, value: jax.Array, context: SiteContext
   ) -> jax.Array:
     """Returns the value after the site's edits."""
     for edit in self.edits:
@@ -174,7 +174,7 @@ class Sites:
     return value
 
   def measure(
-      self, site: str, value: jax.Array, context: SiteContext
+    self, site: str, value: jax.Array, context: SiteContext
   ) -> dict[str, jax.Array]:
     """Returns what the site's observers make of the value, by name.
 
@@ -185,10 +185,10 @@ class Sites:
     return {o.name: o(value, context) for o in self.observers if o.site == site}
 
   def keep(
-      self,
-      module: nn.Module,
-      measured: Mapping[str, jax.Array],
-      context: SiteContext,
+    self,
+    module: nn.Module,
+    measured: Mapping[str, jax.Array],
+    context: SiteContext,
   ) -> None:
     """Hands measurements out of the block: captures aside, the rest sown."""
     for observer in self.observers:
@@ -200,7 +200,7 @@ class Sites:
         sow(module, observer.name, measured[observer.name])
 
   def visit(
-      self, module: nn.Module, site: str, value: jax.Array, context: SiteContext
+    self, module: nn.Module, site: str, value: jax.Array, context: SiteContext
   ) -> jax.Array:
     """Lets the edits, then the observers, meet the value of a site."""
     value = self.write(site, value, context)
@@ -213,11 +213,11 @@ class Sites:
 def sow(module: nn.Module, name: str, value: jax.Array) -> None:
   """Sows one value under `intermediates`, overwriting instead of appending."""
   module.sow(
-      'intermediates',
-      name,
-      value,
-      init_fn=lambda: None,
-      reduce_fn=lambda _, new: new,
+    'intermediates',
+    name,
+    value,
+    init_fn=lambda: None,
+    reduce_fn=lambda _, new: new,
   )
 
 

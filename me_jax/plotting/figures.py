@@ -38,34 +38,8 @@ def emergence(report: me_report.MEReport) -> figure_lib.Figure:
   right.set_title('control: an ordinary token, same scale')
   _norms(figure.add_subplot(2, 2, 3), report)
   _shares(figure.add_subplot(2, 2, 4), report)
-  figure.suptitle(headline(report))
+  figure.suptitle(report.headline())
   return figure
-
-
-def headline(report: me_report.MEReport) -> str:
-  """Says the verdict in one sentence."""
-  massive = f'{report.massive_texts} of {report.texts} prompts'
-  if report.verdict == 'none':
-    return (
-      f'No massive activations: the largest |x| is {report.peak.value:.4g}, '
-      f'{report.peak.ratio:.3g} times its layer\'s median.'
-    )
-  if report.verdict == 'embedding':
-    return f'The massive activations ({massive}) come with the embedding.'
-  share = report.share_by_text.mean()
-  if report.verdict == 'gradual':
-    first, last = report.span[0], report.span[-1]
-    return (
-      f'Massive activations ({massive}) emerge gradually over layers '
-      f'{first}-{last} ({share:.1%} of the plateau): no single ME Layer.'
-    )
-  span = ''
-  if len(report.span) > 1:
-    span = f' in the span {report.span[0]}-{report.span[-1]}'
-  return (
-    f'Layer {report.layer} (layer {report.layer + 1} of {len(report.jump)}) '
-    f'is the ME Layer{span}: {share:.1%} of the plateau, in {massive}.'
-  )
 
 
 def save(figure: figure_lib.Figure, path: str | os.PathLike[str]) -> None:
@@ -82,9 +56,7 @@ def save(figure: figure_lib.Figure, path: str | os.PathLike[str]) -> None:
 def _token_title(report: me_report.MEReport) -> str:
   if not report.tokens:
     return 'the first token of each prompt'
-  positions = sorted({token.position for token in report.tokens})
-  where = f'position {positions[0]}' if len(positions) == 1 else 'massive token'
-  return f'|x| of the massive token ({where})'
+  return '|x| of the massive token'
 
 
 def _ridges(axes, profile_ZD: np.ndarray, top: float, mark: int | None) -> None:
@@ -111,9 +83,7 @@ def _ridges(axes, profile_ZD: np.ndarray, top: float, mark: int | None) -> None:
 def _norms(axes, report: me_report.MEReport) -> None:
   layers = np.arange(-1, len(report.jump))
   axes.semilogy(layers, report.norm, color=BLUE, marker='.', label='massive')
-  axes.semilogy(
-    layers, report.control.norm, color=GREEN, label='control token'
-  )
+  axes.semilogy(layers, report.control.norm, color=GREEN, label='control token')
   axes.semilogy(
     layers, report.others, color=GREY, ls='--', label='median of other tokens'
   )

@@ -11,33 +11,33 @@ import safetensors.numpy
 
 # L=2, D=32, N=4, K=2, H=8, F=64, V=48; rows fit quantised blocks of 32.
 HF_CONFIG = {
-    'model_type': 'llama',
-    'architectures': ['LlamaForCausalLM'],
-    'vocab_size': 48,
-    'hidden_size': 32,
-    'intermediate_size': 64,
-    'num_hidden_layers': 2,
-    'num_attention_heads': 4,
-    'num_key_value_heads': 2,
-    'head_dim': 8,
-    'max_position_embeddings': 64,
-    'rms_norm_eps': 1e-5,
-    'hidden_act': 'silu',
-    'tie_word_embeddings': True,
-    'rope_theta': 10000.0,
-    'bos_token_id': 1,
-    'eos_token_id': 2,
+  'model_type': 'llama',
+  'architectures': ['LlamaForCausalLM'],
+  'vocab_size': 48,
+  'hidden_size': 32,
+  'intermediate_size': 64,
+  'num_hidden_layers': 2,
+  'num_attention_heads': 4,
+  'num_key_value_heads': 2,
+  'head_dim': 8,
+  'max_position_embeddings': 64,
+  'rms_norm_eps': 1e-5,
+  'hidden_act': 'silu',
+  'tie_word_embeddings': True,
+  'rope_theta': 10000.0,
+  'bos_token_id': 1,
+  'eos_token_id': 2,
 }
 GGUF_NAMES = {
-    'input_layernorm': 'attn_norm',
-    'self_attn.q_proj': 'attn_q',
-    'self_attn.k_proj': 'attn_k',
-    'self_attn.v_proj': 'attn_v',
-    'self_attn.o_proj': 'attn_output',
-    'post_attention_layernorm': 'ffn_norm',
-    'mlp.gate_proj': 'ffn_gate',
-    'mlp.up_proj': 'ffn_up',
-    'mlp.down_proj': 'ffn_down',
+  'input_layernorm': 'attn_norm',
+  'self_attn.q_proj': 'attn_q',
+  'self_attn.k_proj': 'attn_k',
+  'self_attn.v_proj': 'attn_v',
+  'self_attn.o_proj': 'attn_output',
+  'post_attention_layernorm': 'ffn_norm',
+  'mlp.gate_proj': 'ffn_gate',
+  'mlp.up_proj': 'ffn_up',
+  'mlp.down_proj': 'ffn_down',
 }
 
 
@@ -55,17 +55,20 @@ class Tiny:
   def __init__(self):
     rng = np.random.default_rng(0)
     shapes = {
-        'input_layernorm': (32,),
-        'self_attn.q_proj': (32, 32),
-        'self_attn.k_proj': (16, 32),
-        'self_attn.v_proj': (16, 32),
-        'self_attn.o_proj': (32, 32),
-        'post_attention_layernorm': (32,),
-        'mlp.gate_proj': (64, 32),
-        'mlp.up_proj': (64, 32),
-        'mlp.down_proj': (32, 64),
+      'input_layernorm': (32,),
+      'self_attn.q_proj': (32, 32),
+      'self_attn.k_proj': (16, 32),
+      'self_attn.v_proj': (16, 32),
+      'self_attn.o_proj': (32, 32),
+      'post_attention_layernorm': (32,),
+      'mlp.gate_proj': (64, 32),
+      'mlp.up_proj': (64, 32),
+      'mlp.down_proj': (32, 64),
     }
-    draw = lambda shape: rng.standard_normal(shape).astype(np.float32)
+
+    def draw(shape):
+      return rng.standard_normal(shape).astype(np.float32)
+
     self.weights = {'model.embed_tokens.weight': draw((48, 32))}
     for layer in range(2):
       for name, shape in shapes.items():
@@ -76,8 +79,8 @@ class Tiny:
     """Returns the expected tree as {path: array}."""
     weights = self.weights if weights is None else weights
     leaves = {
-        'embed_tokens/embedding': weights['model.embed_tokens.weight'],
-        'norm/weight': weights['model.norm.weight'],
+      'embed_tokens/embedding': weights['model.embed_tokens.weight'],
+      'norm/weight': weights['model.norm.weight'],
     }
     if 'lm_head.weight' in weights:
       leaves['lm_head/kernel'] = weights['lm_head.weight'].T
@@ -87,7 +90,7 @@ class Tiny:
         kinds.append(('bias', 'bias'))
       for kind, leaf in kinds:
         stack = np.stack(
-            [weights[f'model.layers.{i}.{name}.{kind}'] for i in range(2)]
+          [weights[f'model.layers.{i}.{name}.{kind}'] for i in range(2)]
         )
         path = f'layers/{name.replace(".", "/")}/{leaf}'
         leaves[path] = stack.swapaxes(1, 2) if leaf == 'kernel' else stack
@@ -102,14 +105,14 @@ class Tiny:
     return folder
 
   def gguf(
-      self,
-      path,
-      quantise=None,
-      *,
-      architecture='llama',
-      weights=None,
-      metadata=None,
-      extra=None,
+    self,
+    path,
+    quantise=None,
+    *,
+    architecture='llama',
+    weights=None,
+    metadata=None,
+    extra=None,
   ):
     """Writes a GGUF file; matrices are quantised to type `quantise`.
 
@@ -119,32 +122,32 @@ class Tiny:
     weights = self.weights if weights is None else weights
     writer = gguf.GGUFWriter(path, architecture)
     keys = {
-        'llama.block_count': 2,
-        'llama.context_length': 64,
-        'llama.embedding_length': 32,
-        'llama.feed_forward_length': 64,
-        'llama.attention.head_count': 4,
-        'llama.attention.head_count_kv': 2,
-        'llama.attention.layer_norm_rms_epsilon': 1e-5,
-        'llama.rope.freq_base': 10000.0,
-        'llama.rope.dimension_count': 8,
-        'llama.vocab_size': 48,
-        'tokenizer.ggml.bos_token_id': 1,
-        'tokenizer.ggml.eos_token_id': 2,
+      'llama.block_count': 2,
+      'llama.context_length': 64,
+      'llama.embedding_length': 32,
+      'llama.feed_forward_length': 64,
+      'llama.attention.head_count': 4,
+      'llama.attention.head_count_kv': 2,
+      'llama.attention.layer_norm_rms_epsilon': 1e-5,
+      'llama.rope.freq_base': 10000.0,
+      'llama.rope.dimension_count': 8,
+      'llama.vocab_size': 48,
+      'tokenizer.ggml.bos_token_id': 1,
+      'tokenizer.ggml.eos_token_id': 2,
     } | (metadata or {})
     adders = {
-        bool: writer.add_bool,
-        int: writer.add_uint32,
-        float: writer.add_float32,
-        str: writer.add_string,
-        list: writer.add_array,
+      bool: writer.add_bool,
+      int: writer.add_uint32,
+      float: writer.add_float32,
+      str: writer.add_string,
+      list: writer.add_array,
     }
     for key, value in keys.items():
       if value is not None:
         adders[type(value)](key, value)
     tensors = {
-        'token_embd.weight': weights['model.embed_tokens.weight'],
-        'output_norm.weight': weights['model.norm.weight'],
+      'token_embd.weight': weights['model.embed_tokens.weight'],
+      'output_norm.weight': weights['model.norm.weight'],
     }
     if 'lm_head.weight' in weights:
       tensors['output.weight'] = weights['lm_head.weight']

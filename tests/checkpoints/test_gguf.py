@@ -82,10 +82,10 @@ def test_every_type_is_dequantised_as_by_the_package(tmp_path, kind):
     with np.errstate(all='ignore'):
       expected = gguf.quants.dequantize(raw, qtype)
   np.testing.assert_array_equal(
-      stored.read().astype(expected.dtype), expected.reshape(shape)
+    stored.read().astype(expected.dtype), expected.reshape(shape)
   )
   np.testing.assert_array_equal(
-      stored.read(7, 9).astype(expected.dtype), expected.reshape(shape)[7:9]
+    stored.read(7, 9).astype(expected.dtype), expected.reshape(shape)[7:9]
   )
 
 
@@ -93,11 +93,14 @@ def test_every_type_is_dequantised_as_by_the_package(tmp_path, kind):
 def test_quantised_models_load_as_dequantised(tiny, flat, tmp_path, name):
   kind = gguf.GGMLQuantizationType[name]
   path = tiny.gguf(tmp_path / 'm.gguf', kind)
-  through = lambda w: gguf.quants.dequantize(gguf.quants.quantize(w, kind), kind)
+
+  def through(weight):
+    return gguf.quants.dequantize(gguf.quants.quantize(weight, kind), kind)
+
   # Quantisation works within rows, so it commutes with their reordering.
   weights = {
-      key: through(value) if value.ndim == 2 else value
-      for key, value in tiny.weights.items()
+    key: through(value) if value.ndim == 2 else value
+    for key, value in tiny.weights.items()
   }
   found = flat(load.load(path).params)
   for key, value in tiny.leaves(weights).items():
@@ -109,7 +112,9 @@ def test_metadata_of_every_kind(open_bytes):
   content += string('u8') + struct.pack('<IB', 0, 200)
   content += string('eps') + struct.pack('<If', 6, 1e-5)
   content += string('flags') + struct.pack('<IIQ3?', 9, 7, 3, 1, 0, 1)
-  content += string('words') + struct.pack('<IIQ', 9, 8, 2) + string('ä') + string('')
+  content += (
+    string('words') + struct.pack('<IIQ', 9, 8, 2) + string('ä') + string('')
+  )
   nested = struct.pack('<IIQ', 9, 9, 2) + struct.pack('<IQ2H', 2, 2, 7, 8)
   content += string('deep') + nested + struct.pack('<IQ', 2, 0)
   metadata = open_bytes(content).metadata
@@ -130,39 +135,47 @@ def test_large_vocabularies_are_read_fast(open_bytes):
 
 
 LIES = {
-    'empty': b'',
-    'magic': b'GGML' + b'\0' * 40,
-    'random': np.random.default_rng(0).bytes(500),
-    'only magic': b'GGUF',
-    'version 1': header(version=1),
-    'big-endian': b'GGUF' + struct.pack('>IQQ', 3, 0, 0),
-    'tensor count': header(tensors=2**60),
-    'metadata count': header(entries=2**60),
-    'key length': header(0, 1) + struct.pack('<Q', 2**62) + b'x' * 40,
-    'key wraps': header(0, 1) + struct.pack('<Q', 2**64 - 1) + b'x' * 40,
-    'value type': header(0, 1) + string('k') + struct.pack('<IQ', 13, 0),
-    'no value': header(0, 1) + string('key of thirteen'),
-    'utf-8': header(0, 1) + string(b'\xff\xfe') + struct.pack('<IQ', 4, 0),
-    'array count': header(0, 1) + string('k') + struct.pack('<IIQ', 9, 0, 2**61),
-    'strings count': header(0, 1) + string('k') + struct.pack('<IIQ', 9, 8, 2**61),
-    'nesting': header(0, 1) + string('k') + struct.pack('<I', 9)
-    + struct.pack('<IQ', 9, 1) * 5000,
-    'key twice': header(0, 2) + (string('k') + struct.pack('<II', 4, 0)) * 2,
-    'alignment 0': header(0, 1) + string('general.alignment') + struct.pack('<II', 4, 0),
-    'alignment text': header(0, 1) + string('general.alignment') + struct.pack('<I', 8)
-    + string('32'),
-    'no dims': padded(header(1) + tensor(dims=())),
-    'many dims': padded(header(1) + tensor(dims=(1,) * 5)),
-    'zero dim': padded(header(1) + tensor(dims=(2, 0))),
-    'product wraps': padded(header(1) + tensor(dims=(2**32, 2**32))),
-    'beyond the file': padded(header(1) + tensor(dims=(17,))),
-    'offset': padded(header(1) + tensor(offset=2**63)),
-    'unaligned': padded(header(1) + tensor(offset=4)),
-    'part of a block': padded(header(1) + tensor(dims=(16,), kind=2)),
-    'tensor twice': padded(header(2) + tensor() + tensor(offset=32)),
-    'overlap': padded(header(2) + tensor('a', (9,)) + tensor('b', offset=32)),
-    'integers': padded(header(1) + tensor(kind=26)),
-    'unknown type': padded(header(1) + tensor(kind=99)),
+  'empty': b'',
+  'magic': b'GGML' + b'\0' * 40,
+  'random': np.random.default_rng(0).bytes(500),
+  'only magic': b'GGUF',
+  'version 1': header(version=1),
+  'big-endian': b'GGUF' + struct.pack('>IQQ', 3, 0, 0),
+  'tensor count': header(tensors=2**60),
+  'metadata count': header(entries=2**60),
+  'key length': header(0, 1) + struct.pack('<Q', 2**62) + b'x' * 40,
+  'key wraps': header(0, 1) + struct.pack('<Q', 2**64 - 1) + b'x' * 40,
+  'value type': header(0, 1) + string('k') + struct.pack('<IQ', 13, 0),
+  'no value': header(0, 1) + string('key of thirteen'),
+  'utf-8': header(0, 1) + string(b'\xff\xfe') + struct.pack('<IQ', 4, 0),
+  'array count': header(0, 1) + string('k') + struct.pack('<IIQ', 9, 0, 2**61),
+  'strings count': header(0, 1)
+  + string('k')
+  + struct.pack('<IIQ', 9, 8, 2**61),
+  'nesting': header(0, 1)
+  + string('k')
+  + struct.pack('<I', 9)
+  + struct.pack('<IQ', 9, 1) * 5000,
+  'key twice': header(0, 2) + (string('k') + struct.pack('<II', 4, 0)) * 2,
+  'alignment 0': header(0, 1)
+  + string('general.alignment')
+  + struct.pack('<II', 4, 0),
+  'alignment text': header(0, 1)
+  + string('general.alignment')
+  + struct.pack('<I', 8)
+  + string('32'),
+  'no dims': padded(header(1) + tensor(dims=())),
+  'many dims': padded(header(1) + tensor(dims=(1,) * 5)),
+  'zero dim': padded(header(1) + tensor(dims=(2, 0))),
+  'product wraps': padded(header(1) + tensor(dims=(2**32, 2**32))),
+  'beyond the file': padded(header(1) + tensor(dims=(17,))),
+  'offset': padded(header(1) + tensor(offset=2**63)),
+  'unaligned': padded(header(1) + tensor(offset=4)),
+  'part of a block': padded(header(1) + tensor(dims=(16,), kind=2)),
+  'tensor twice': padded(header(2) + tensor() + tensor(offset=32)),
+  'overlap': padded(header(2) + tensor('a', (9,)) + tensor('b', offset=32)),
+  'integers': padded(header(1) + tensor(kind=26)),
+  'unknown type': padded(header(1) + tensor(kind=99)),
 }
 
 

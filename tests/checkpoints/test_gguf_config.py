@@ -51,11 +51,13 @@ def test_optional_keys_have_llama_cpps_defaults(tiny, tmp_path):
     for name in 'kv':
       key = f'model.layers.{layer}.self_attn.{name}_proj.weight'
       weights[key] = np.ones((32, 32), np.float32)
-  missing = dict.fromkeys([
+  missing = dict.fromkeys(
+    [
       'llama.attention.head_count_kv',
       'llama.rope.freq_base',
       'llama.rope.dimension_count',
-  ])
+    ]
+  )
   found = config(tiny, tmp_path, metadata=missing, weights=weights)
   assert found.num_key_value_heads == 4
   assert found.rope.theta == 10000.0
@@ -75,38 +77,39 @@ def test_missing_keys_are_named(tiny, tmp_path, key):
 
 
 @pytest.mark.parametrize(
-    ('key', 'value'),
-    [
-        ('attention.sliding_window', 16),
-        ('attention.logit_softcapping', 50.0),
-        ('logit_scale', 0.5),
-        ('expert_count', 8),
-        ('rope.scaling.attn_factor', 2.0),
-        ('rope.scaling.type', 'longrope'),
-        ('rope.dimension_count', 4),
-        ('attention.value_length', 16),
-        ('attention.head_count_kv', [2, 4]),
-        ('block_count', 0),
-        ('block_count', 'two'),
-        ('block_count', True),
-        ('attention.layer_norm_rms_epsilon', math.nan),
-        ('rope.freq_base', 'big'),
-    ],
+  ('key', 'value'),
+  [
+    ('attention.sliding_window', 16),
+    ('attention.logit_softcapping', 50.0),
+    ('logit_scale', 0.5),
+    ('expert_count', 8),
+    ('rope.scaling.attn_factor', 2.0),
+    ('rope.scaling.type', 'longrope'),
+    ('rope.dimension_count', 4),
+    ('attention.value_length', 16),
+    ('attention.head_count_kv', [2, 4]),
+    ('block_count', 0),
+    ('block_count', 'two'),
+    ('block_count', True),
+    ('attention.layer_norm_rms_epsilon', math.nan),
+    ('rope.freq_base', 'big'),
+    ('rope.freq_base', -1.0),
+  ],
 )
 def test_what_would_change_the_computation_is_refused(
-    tiny, tmp_path, key, value
+  tiny, tmp_path, key, value
 ):
   refused(tiny, tmp_path, key, metadata={f'llama.{key}': value})
 
 
 @pytest.mark.parametrize(
-    ('key', 'value'),
-    [
-        ('expert_count', 0),
-        ('rope.scaling.type', 'none'),
-        ('rope.scaling.finetuned', True),
-        ('attention.head_count_kv', [2, 2]),
-    ],
+  ('key', 'value'),
+  [
+    ('expert_count', 0),
+    ('rope.scaling.type', 'none'),
+    ('rope.scaling.finetuned', True),
+    ('attention.head_count_kv', [2, 2]),
+  ],
 )
 def test_what_changes_nothing_is_accepted(tiny, tmp_path, key, value):
   plain = config(tiny, tmp_path)
@@ -114,7 +117,10 @@ def test_what_changes_nothing_is_accepted(tiny, tmp_path, key, value):
 
 
 def test_linear_scaling(tiny, tmp_path):
-  scaling = {'llama.rope.scaling.type': 'linear', 'llama.rope.scaling.factor': 4.0}
+  scaling = {
+    'llama.rope.scaling.type': 'linear',
+    'llama.rope.scaling.factor': 4.0,
+  }
   found = config(tiny, tmp_path, metadata=scaling)
   assert (found.rope.kind, found.rope.factor) == ('linear', 4.0)
 
@@ -137,7 +143,7 @@ def rope_factors(theta, head_dim, factor):
 @pytest.mark.parametrize('factor', [8.0, 32.0])
 @pytest.mark.parametrize('theta', [1e4, 5e5])
 def test_llama3_scaling_is_recovered_from_its_factors(
-    tiny, tmp_path, theta, factor
+  tiny, tmp_path, theta, factor
 ):
   # Eight wide heads, so that factors of all three kinds occur.
   weights = dict(tiny.weights)
@@ -148,10 +154,10 @@ def test_llama3_scaling_is_recovered_from_its_factors(
       weights[key] = np.ones(shape, np.float32)
   factors = rope_factors(theta, 64, factor)
   metadata = {
-      'llama.attention.key_length': 64,
-      'llama.attention.value_length': 64,
-      'llama.rope.dimension_count': 64,
-      'llama.rope.freq_base': theta,
+    'llama.attention.key_length': 64,
+    'llama.attention.value_length': 64,
+    'llama.rope.dimension_count': 64,
+    'llama.rope.freq_base': theta,
   }
   options = {'weights': weights, 'metadata': metadata}
   extra = {'rope_freqs.weight': factors}
@@ -168,7 +174,7 @@ def test_llama3_scaling_is_recovered_from_its_factors(
 
 def test_special_tokens_outside_the_vocabulary_are_dropped(tiny, tmp_path):
   path = tiny.gguf(
-      tmp_path / 'm.gguf', metadata={'tokenizer.ggml.bos_token_id': 99}
+    tmp_path / 'm.gguf', metadata={'tokenizer.ggml.bos_token_id': 99}
   )
   from me_jax.checkpoints import gguf as reader
 

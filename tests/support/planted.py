@@ -1,0 +1,90 @@
+"""Models whose massive activations are planted, so that the answer is known.
+
+Token `BOS` alone has channel 0 set. A *plant* is a neuron that reads one
+channel of the normalised state and writes an amount to another; where the read
+channel dominates the state it stands at sqrt(D) after the norm, so the neuron's
+activation there is about D and the amount written is about what was asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from me_jax.models import batch as batch_lib
+from me_jax.models import config as config_lib
+from me_jax.models import decoder
+
+BOS = 1
+WIDTH, FFN, LAYERS, VOCAB = 64, 24, 8, 50
+
+
+class Plant(NamedTuple):
+  """A neuron that writes `amount` to channel `to` where `read` dominates."""
+
+  layer: int
+  neuron: int
+  to: int
+  amount: float
+  read: int = 0
+
+
+def build(
+  plants: Sequence[Plant], *, seed: int = 0, bos_channel: float = 40.0
+) -> tuple[decoder.Decoder, dict]:
+  """Returns a model with plants among small random weights, and its params."""
+  config = config_lib.ModelConfig(
+    model_type='llama',
+    vocab_size=VOCAB,
+    hidden_size=WIDTH,
+    intermediate_size=FFN,
+    num_hidden_layers=LAYERS,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=256,
+    bos_token_id=BOS,
+  )
+  random = np.random.default_rng(seed)
+  params = jax.tree.map(
+    lambda leaf: random.normal(0, 0.02, leaf.shape).astype(np.float32),
+    decoder.param_shapes(config, 'float32'),
+  )
+  params['norm']['weight'] = np.ones(WIDTH, np.float32)
+  for name in ('input_layernorm', 'post_attention_layernorm'):
+    params['layers'][name]['weight'] = np.ones((LAYERS, WIDTH), np.float32)
+  embedding = random.normal(0, 0.5, (VOCAB, WIDTH)).astype(np.float32)
+  embedding[:, 0] = 0.0
+  embedding[BOS, 0] = bos_channel
+  params['embed_tokens']['embedding'] = embedding
+  mlp = params['layers']['mlp']
+  for plant in plants:
+    at = (plant.layer, slice(None), plant.neuron)
+    for name in ('gate_proj', 'up_proj'):
+      mlp[name]['kernel'][at] = 0.0
+      mlp[name]['kernel'][plant.layer, plant.read, plant.neuron] = 1.0
+    mlp['down_proj']['kernel'][plant.layer, plant.neuron] = 0.0
+    mlp['down_proj']['kernel'][plant.layer, plant.neuron, plant.to] = (
+      plant.amount / WIDTH
+    )
+  return decoder.Decoder(config), jax.tree.map(jnp.asarray, params)
+
+
+def texts(
+  count: int = 6, *, bos: bool = True, length: int = 12, seed: int = 1
+) -> list[list[int]]:
+  """Returns random texts, starting with BOS or never holding it."""
+  random = np.random.default_rng(seed)
+  start = [BOS] if bos else []
+  return [
+    start + random.integers(2, VOCAB, length).tolist() for _ in range(count)
+  ]
+
+
+def batch(**kwargs) -> batch_lib.Batch:
+  """Returns `texts(**kwargs)` a text a row."""
+  return batch_lib.make_batch(texts(**kwargs))
