@@ -40,7 +40,7 @@ def find_me_layer(
   params: decoder.Params,
   batch: batch_lib.Batch,
   *,
-  tokenizer: Any = None,
+  spell: Callable[[int], str] | None = None,
   rows: int | None = None,
   measure: trace_lib.Measure = residual.measure,
   progress: Callable[[int, int], Any] | None = None,
@@ -51,7 +51,7 @@ def find_me_layer(
     model: the decoder.
     params: its parameters.
     batch: texts to look at; a few dozen of varied kind, see `encode`.
-    tokenizer: spells the tokens in the report when given.
+    spell: names a token in the report, for example `tokenizer.decode`.
     rows: rows of the batch per pass, which bounds the memory; by default
       about 500 tokens.
     measure: `residual.measure`, or the same compiled ahead of time.
@@ -90,7 +90,7 @@ def find_me_layer(
     jump=jump_L,
     channels=_channels(trace, peak_state) if found else (),
     neurons=_neurons(model, params, trace, span, shares.ffn),
-    tokens=_tokens(trace, tokenizer),
+    tokens=_tokens(trace, spell),
     plateau=plateau if found else None,
     peak=_peak(trace),
     agreement={
@@ -193,7 +193,7 @@ def _channels(
   mean_D = plateau_XD.mean(axis=0)
   bound = max(
     trace_lib.MASSIVE_VALUE,
-    trace_lib.MASSIVE_RATIO * trace.median_Z[peak_state],
+    trace_lib.MASSIVE_RATIO * trace.median_L[max(peak_state - 1, 0)],
   )
   massive = np.flatnonzero(np.abs(mean_D) > bound)
   energy_D = (plateau_XD**2).sum(axis=0) / (plateau_XD**2).sum()
@@ -238,35 +238,28 @@ def _neurons(
 
 
 def _tokens(
-  trace: trace_lib.Trace, tokenizer: Any
+  trace: trace_lib.Trace, spell: Callable[[int], str] | None
 ) -> tuple[me_report.MassiveToken, ...]:
   """Counts the massive tokens by position and id, the most frequent first."""
   counts: dict[tuple[int, int], int] = {}
   for _, position, token in trace.massive_tokens:
     counts[position, token] = counts.get((position, token), 0) + 1
   return tuple(
-    me_report.MassiveToken(position, token, _spell(tokenizer, token), count)
+    me_report.MassiveToken(
+      position, token, spell(token) if spell else None, count
+    )
     for (position, token), count in sorted(
       counts.items(), key=lambda item: (-item[1], item[0])
     )
   )
 
 
-def _spell(tokenizer: Any, token: int) -> str | None:
-  """Returns the token as text, or the vocabulary's name for part of one."""
-  if tokenizer is None:
-    return None
-  text = tokenizer.decode([token])
-  broken = not text or '\ufffd' in text
-  return tokenizer.convert_ids_to_tokens(token) if broken else text
-
-
 def _peak(trace: trace_lib.Trace) -> me_report.Peak:
   """Returns the largest activation of all, massive or not."""
-  state, text = np.unravel_index(trace.peak_ZX.argmax(), trace.peak_ZX.shape)
-  median = float(trace.median_Z[state])
-  value = float(trace.peak_ZX[state, text])
-  return me_report.Peak(value, value / max(median, 1e-30), int(state) - 1)
+  layer, text = np.unravel_index(trace.peak_LX.argmax(), trace.peak_LX.shape)
+  median = float(trace.median_L[layer])
+  value = float(trace.peak_LX[layer, text])
+  return me_report.Peak(value, value / max(median, 1e-30), int(layer))
 
 
 def _agreement(
@@ -280,10 +273,9 @@ def _agreement(
     if not (mask[x] and trace.massive_X[x]):
       continue
     jump_L = jump_LX[:, column]
-    first = int(trace.massive_ZX[:, x].argmax()) - 1
     named = {
       'share': me_layer(emergence_span(share_LX[:, column]), jump_L),
-      'sun': first if first >= 0 else None,
+      'sun': int(trace.massive_LX[:, x].argmax()),
       'jump': int(jump_L.argmax()),
     }
     for rule, layer in named.items():

@@ -95,7 +95,7 @@ class Peak(NamedTuple):
   Attributes:
     value: |x|.
     ratio: over the median |x| of that output.
-    layer: whose output; -1 is the embedding.
+    layer: whose output.
   """
 
   value: float

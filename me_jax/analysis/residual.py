@@ -7,7 +7,7 @@ state into the writes that made it.
 State 0 is the embedding, state l + 1 what layer l puts out.
 
 Letters: B rows, T time, L layers, Z = L + 1 states, P chosen tokens of a row,
-X texts, D model width, F FFN width.
+G groups of them, X texts, D model width, F FFN width.
 """
 
 from __future__ import annotations
@@ -32,14 +32,13 @@ _MID = observers.AtPositions('resid_mid', 'mid')
 _STATE = observers.AtPositions('resid_post', 'state')
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def measure(
+def observe(
   model: decoder.Decoder,
   params: decoder.Params,
   tokens_BT: jax.Array,
   segments_BT: jax.Array,
   operands: Mapping[str, jax.Array],
-) -> dict[str, jax.Array]:
+) -> tuple[decoder.Output, dict[str, jax.Array]]:
   """Runs the model and measures its residual stream.
 
   Args:
@@ -51,9 +50,10 @@ def measure(
       of the edits.
 
   Returns:
-    Of all tokens `norm` and `peak` (largest |x|), `[Z, B, T]`; of the chosen
-    tokens `state` `[Z, B, P, D]`, and `mid` `[L, B, P, D]`, the state between
-    attention and FFN. All float32.
+    The model's output, and in float32: of all tokens `norm` `[Z, B, T]` and
+    `peak` (largest |x| in each layer's output) `[L, B, T]`; of the chosen
+    tokens `state` (each layer's output) and `mid` (between attention and FFN)
+    `[L, B, P, D]`.
   """
   sites_used = dataclasses.replace(
     model.sites, observers=(_NORM, _PEAK, _MID, _STATE)
@@ -67,24 +67,36 @@ def measure(
       mutable='intermediates',
     )
   seen = sites.read(intermediates)
+  # The norm is read before each layer, where it is nearly free, so the one
+  # after the last is missing.
   context = sites.SiteContext(
     jnp.int32(model.config.num_hidden_layers), segments_BT, operands
   )
-  # The norm is read before each layer, where it is nearly free, the rest after
-  # it; each lacks one end.
-  last = _NORM(output.resid, context)
-  first = {o.name: o(output.embedding, context) for o in (_PEAK, _STATE)}
-  return {
-    'norm': jnp.concatenate([seen['norm'], last[None]]),
-    'peak': jnp.concatenate([first['peak'][None], seen['peak']]),
-    'state': jnp.concatenate([first['state'][None], seen['state']]),
-    'mid': seen['mid'],
-  }
+  last_BT = _NORM(output.resid, context)
+  seen['norm'] = jnp.concatenate([seen['norm'], last_BT[None]])
+  return output, seen
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnums=0)
+def measure(
+  model: decoder.Decoder,
+  params: decoder.Params,
+  tokens_BT: jax.Array,
+  segments_BT: jax.Array,
+  operands: Mapping[str, jax.Array],
+) -> dict[str, jax.Array]:
+  """Returns only what `observe` measures; the logits are not computed."""
+  return observe(model, params, tokens_BT, segments_BT, operands)[1]
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def attribute(
-  seen: Mapping[str, jax.Array], massive_ZBP: jax.Array
+  model: decoder.Decoder,
+  params: decoder.Params,
+  tokens_BP: jax.Array,
+  seen: Mapping[str, jax.Array],
+  massive_LBP: jax.Array,
+  groups_GBP: jax.Array,
 ) -> dict[str, jax.Array]:
   """Says who wrote the plateau of each chosen token.
 
@@ -94,17 +106,25 @@ def attribute(
   along u.
 
   Args:
+    model: the decoder.
+    params: its parameters.
+    tokens_BP: ids of the chosen tokens.
     seen: from `measure`.
-    massive_ZBP: which states of the chosen tokens are massive.
+    massive_LBP: after which layers each chosen token is massive.
+    groups_GBP: float32 masks, the groups whose profiles are summed.
 
   Returns:
     `norm` and `projection` (on u) `[Z, B, P]`; `attn_share` and `ffn_share`
     `[L, B, P]` and `embedding_share` `[B, P]`, which sum to one; `plateau`
-    `[B, P, D]`.
+    `[B, P, D]`; `profile` (sums of |state|) `[G, Z, D]`.
   """
-  state_ZBPD = seen['state']
+  table_VD = params['embed_tokens']['embedding']
+  embedding_BPD = decoder.embed(model.config, table_VD, tokens_BP, model.dtype)
+  embedding_BPD = embedding_BPD.astype(jnp.float32)
+  state_ZBPD = jnp.concatenate([embedding_BPD[None], seen['state']])
   norm_ZBP = jnp.linalg.norm(state_ZBPD, axis=-1)
-  at_BP = jnp.argmax(jnp.where(massive_ZBP, norm_ZBP, -1.0), axis=0)
+  allowed_LBP = jnp.where(massive_LBP, norm_ZBP[1:], -1.0)
+  at_BP = 1 + jnp.argmax(allowed_LBP, axis=0)
   plateau_BPD = jnp.take_along_axis(state_ZBPD, at_BP[None, ..., None], axis=0)[
     0
   ]
@@ -122,9 +142,15 @@ def attribute(
   projection_ZBP = along(state_ZBPD)
   return {
     'norm': norm_ZBP,
+    'profile': jnp.einsum(
+      'ZBPD,GBP->GZD',
+      jnp.abs(state_ZBPD),
+      groups_GBP,
+      precision=jax.lax.Precision.HIGHEST,
+    ),
     'projection': projection_ZBP,
     'attn_share': share(seen['mid'] - state_ZBPD[:-1]),
-    'ffn_share': share(state_ZBPD[1:] - seen['mid']),
+    'ffn_share': share(seen['state'] - seen['mid']),
     'embedding_share': projection_ZBP[0] / length_BP,
     'plateau': plateau_BPD,
   }

@@ -31,6 +31,8 @@ MASSIVE_RATIO = 1000.0
 
 _TOKENS = 512  # of a pass, unless the caller says otherwise
 _KEPT_TEXTS = 64
+# Groups of tokens whose profiles are averaged.
+_ALL, _MASSIVE, _CONTROL = range(3)
 _CONTROLS = 8  # ordinary tokens of a pass, at least
 
 Measure = Callable[..., dict[str, jax.Array]]
@@ -68,12 +70,12 @@ class Trace:
 
   Attributes:
     massive_X: whether the text holds massive activations.
-    massive_ZX: whether any of its tokens is massive in each state.
+    massive_LX: whether any of its tokens is massive in each layer's output.
     massive_tokens: every massive token as (text, index in the text, id).
     first_id_X: id of the text's first token.
-    peak_ZX: largest |x| of the text in each state.
-    median_Z: median |x| of each state, over the control tokens. For n
-      independent normal entries its relative standard error is 1.2/sqrt(n).
+    peak_LX: largest |x| of the text in each layer's output.
+    median_L: median |x| of each layer's output, over the control tokens. For
+      n independent normal entries its relative standard error is 1.2/sqrt(n).
     others_Z: median norm of the tokens that are not massive.
     used_X: the texts that `token` is about: those with massive activations,
       or all of them, with their first tokens, when none has any.
@@ -85,11 +87,11 @@ class Trace:
   """
 
   massive_X: np.ndarray
-  massive_ZX: np.ndarray
+  massive_LX: np.ndarray
   massive_tokens: tuple[tuple[int, int, int], ...]
   first_id_X: np.ndarray
-  peak_ZX: np.ndarray
-  median_Z: np.ndarray
+  peak_LX: np.ndarray
+  median_L: np.ndarray
   others_Z: np.ndarray
   used_X: np.ndarray
   token: TokenTrace
@@ -166,9 +168,12 @@ def tokens_run(batch: batch_lib.Batch) -> int:
 
 
 def _rows(batch: batch_lib.Batch, rows: int | None) -> int:
-  """Returns the rows of a pass."""
+  """Returns the rows of a pass: passes of one size, with little padding."""
   count, time = batch.tokens_BT.shape
-  return min(rows or max(1, _TOKENS // time), count)
+  if rows is None:
+    passes = -(-count * time // _TOKENS)
+    rows = -(-count // passes)
+  return min(rows, count)
 
 
 def _slots(batch: batch_lib.Batch) -> int:
@@ -219,55 +224,63 @@ def _measure_texts(
   row_X, start_X, _, slot_X = spans
   controls = _controls(piece, slots)
 
-  def look(token_X: np.ndarray) -> dict[str, jax.Array]:
+  def choose(token_X: np.ndarray) -> np.ndarray:
     positions_BP = np.zeros((len(controls), slots), np.int32)
     positions_BP[row_X, slot_X] = start_X + token_X
-    positions_BP = np.concatenate([positions_BP, controls], axis=1)
-    return measure(model, params, *piece, {'positions': positions_BP})
+    return np.concatenate([positions_BP, controls], axis=1)
 
   first_X = np.zeros_like(start_X)
-  seen = look(first_X)
-  norm_ZBT, peak_ZBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
+  chosen_BP = choose(first_X)
+  seen = measure(model, params, *piece, {'positions': chosen_BP})
+  norm_ZBT, peak_LBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
   full_B = (piece.segments_BT > 0).any(axis=1)
-  sample_ZBPD = np.abs(np.asarray(seen['state'])[:, full_B, slots:])
-  median_Z = np.median(sample_ZBPD, axis=(1, 2, 3))
-  bound_Z = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_Z)
-  massive_ZBT = peak_ZBT > bound_Z[:, None, None]
-  reach_BT = np.max(np.where(massive_ZBT, norm_ZBT, 0.0), axis=0)
+  sample_LBPD = np.abs(np.asarray(seen['state'])[:, full_B, slots:])
+  median_L = np.median(sample_LBPD, axis=(1, 2, 3))
+  bound_L = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_L)
+  massive_LBT = peak_LBT > bound_L[:, None, None]
+  reach_BT = np.max(np.where(massive_LBT, norm_ZBT[1:], 0.0), axis=0)
   token_X, massive_tokens = _pick(piece, spans, reach_BT)
   if (token_X != first_X).any():
-    seen = look(token_X)
+    chosen_BP = choose(token_X)
+    seen = measure(model, params, *piece, {'positions': chosen_BP})
 
-  state_is_massive_ZX = massive_ZBT[:, row_X, start_X + token_X]
-  massive_X = state_is_massive_ZX.any(axis=0)
+  token_massive_LX = massive_LBT[:, row_X, start_X + token_X]
+  massive_X = token_massive_LX.any(axis=0)
   # Ordinary tokens have no massive state: then the largest of all counts.
-  allowed_ZBP = np.ones(seen['state'].shape[:3], bool)
-  allowed_ZBP[:, row_X, slot_X] = state_is_massive_ZX | ~massive_X
-  found = jax.device_get(residual.attribute(seen, allowed_ZBP))
-  found['profile'] = np.abs(np.asarray(seen['state']))
+  allowed_LBP = np.ones(seen['state'].shape[:3], bool)
+  allowed_LBP[:, row_X, slot_X] = token_massive_LX | ~massive_X
   ordinary_BT = (piece.segments_BT > 0) & (reach_BT == 0)
   later_BT = ordinary_BT.copy()
   later_BT[row_X, start_X] = False
   control_row, control_slot = np.nonzero(
     np.take_along_axis(later_BT, controls, axis=1)
   )
-  peak_ZX = np.stack(
+  groups_GBP = np.zeros((3, *chosen_BP.shape), np.float32)
+  groups_GBP[_ALL, row_X, slot_X] = 1
+  groups_GBP[_MASSIVE, row_X, slot_X] = massive_X
+  groups_GBP[_CONTROL, control_row, slots + control_slot] = 1
+  tokens_BP = np.take_along_axis(piece.tokens_BT, chosen_BP, axis=1)
+  found = jax.device_get(
+    residual.attribute(model, params, tokens_BP, seen, allowed_LBP, groups_GBP)
+  )
+  peak_LX = np.stack(
     [
-      peak_ZBT[:, row, start : start + length].max(axis=1)
+      peak_LBT[:, row, start : start + length].max(axis=1)
       for row, start, length, _ in zip(*spans)
     ],
     axis=1,
   )
   return {
     'massive_X': massive_X,
-    'massive_ZX': peak_ZX > bound_Z[:, None],
+    'massive_LX': peak_LX > bound_L[:, None],
     'massive_tokens': massive_tokens,
     'first_id_X': piece.tokens_BT[row_X, start_X],
-    'peak_ZX': peak_ZX,
-    'median_Z': median_Z,
+    'peak_LX': peak_LX,
+    'median_L': median_L,
     'others_ZN': norm_ZBT[:, ordinary_BT],
     'token': _of_texts(found, row_X, slot_X),
     'control': _of_texts(found, control_row, slots + control_slot),
+    'profile_GZD': found['profile'],
     'mid_LXD': np.asarray(seen['mid'])[:, row_X, slot_X],
   }
 
@@ -310,7 +323,6 @@ def _of_texts(
   }
   return {name: value[..., row_X, slot_X] for name, value in last.items()} | {
     'plateau_DX': found['plateau'][row_X, slot_X].T,
-    'profile_ZDX': np.moveaxis(found['profile'][:, row_X, slot_X], 1, 2),
   }
 
 
@@ -320,37 +332,41 @@ def _join(pieces: list[dict[str, Any]]) -> Trace:
   def cat(name: str) -> np.ndarray:
     return np.concatenate([piece[name] for piece in pieces], axis=-1)
 
-  def cat_token(name: str, used_X: Any = slice(None)) -> TokenTrace:
+  massive_X = cat('massive_X')
+  used_X = massive_X if massive_X.any() else np.ones_like(massive_X)
+  profile_GZD = sum(piece['profile_GZD'] for piece in pieces)
+
+  def cat_token(name: str, group: int, used_X: Any = slice(None)) -> TokenTrace:
     tokens = [piece[name] for piece in pieces]
     joined = {
       key: np.concatenate([token[key] for token in tokens], -1)[..., used_X]
       for key in tokens[0]
     }
-    profile_ZDX = joined.pop('profile_ZDX')
-    profile_ZD = profile_ZDX.sum(axis=-1) / max(profile_ZDX.shape[-1], 1)
     plateau_XD = joined.pop('plateau_DX').T
-    return TokenTrace(**joined, plateau_XD=plateau_XD, profile_ZD=profile_ZD)
+    return TokenTrace(
+      **joined,
+      plateau_XD=plateau_XD,
+      profile_ZD=profile_GZD[group] / max(len(plateau_XD), 1),
+    )
 
-  massive_X = cat('massive_X')
-  used_X = massive_X if massive_X.any() else np.ones_like(massive_X)
   starts = np.cumsum([0] + [len(piece['massive_X']) for piece in pieces])
   others_ZN = cat('others_ZN')
   return Trace(
     massive_X=massive_X,
-    massive_ZX=cat('massive_ZX'),
+    massive_LX=cat('massive_LX'),
     massive_tokens=tuple(
       (int(x + start), t, token)
       for piece, start in zip(pieces, starts)
       for x, t, token in piece['massive_tokens']
     ),
     first_id_X=cat('first_id_X'),
-    peak_ZX=cat('peak_ZX'),
-    median_Z=np.mean([piece['median_Z'] for piece in pieces], axis=0),
+    peak_LX=cat('peak_LX'),
+    median_L=np.mean([piece['median_L'] for piece in pieces], axis=0),
     others_Z=np.median(others_ZN, axis=1)
     if others_ZN.size
     else np.zeros(len(others_ZN)),
     used_X=used_X,
-    token=cat_token('token', used_X),
-    control=cat_token('control'),
+    token=cat_token('token', _MASSIVE if massive_X.any() else _ALL, used_X),
+    control=cat_token('control', _CONTROL),
     mid_LKD=np.concatenate([p['mid_LXD'] for p in pieces], axis=1),
   )

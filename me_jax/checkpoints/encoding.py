@@ -32,12 +32,12 @@ def encode(
     bos: whether a text starts with the beginning-of-sequence token: `auto` as
       the tokenizer does, `always`, `never` (none is added; one that a chat
       template writes stays), or `both`, each text with and without.
-    pack: several texts in a row, where they fit.
+    pack: several texts in a row where they fit, which changes their order.
     length: tokens of a row; by default the longest text.
     pad_side: where rows are filled up, `right` or `left`.
 
   Returns:
-    The batch, texts in the order given.
+    The batch.
 
   Raises:
     MeJaxError: no tokenizer, an empty text, one longer than the context, a
@@ -90,6 +90,13 @@ def token_ids(
   if not result:
     raise errors.MeJaxError('there is no prompt.')
   return result
+
+
+def spell(tokenizer: Any, token: int) -> str:
+  """Returns a token as text, or the vocabulary's name for a part of one."""
+  text = tokenizer.decode([token])
+  broken = not text or '\ufffd' in text
+  return tokenizer.convert_ids_to_tokens(token) if broken else text
 
 
 def _variants(

@@ -47,8 +47,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   )
   checkpoint = load.open_checkpoint(flags.model)
   session.keep_compiled()
-  report, tokenizer = _find(flags, checkpoint, prompts)
-  del tokenizer
+  report = _find(flags, checkpoint, prompts)
   report.provenance.update(
     model=checkpoint.path,
     prompts=flags.prompts or 'built-in',
@@ -70,66 +69,73 @@ def run(flags: absl_flags.FlagValues) -> None:
       print(f'wrote {path}')
 
 
-def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> tuple[Any, Any]:
-  """Loads weights while the tokenizer and the compiler work beside."""
+def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
+  """Compiles while the weights load, then finds."""
   import jax.numpy as jnp
 
   from me_jax.analysis import emergence
   from me_jax.analysis import residual
   from me_jax.analysis import trace
-  from me_jax.checkpoints import encoding
-  from me_jax.models import batch as batch_lib
   from me_jax.models import decoder
 
   dtype = jnp.dtype(flags.dtype)
   model = decoder.Decoder(checkpoint.config, dtype=dtype, param_dtype=dtype)
-
-  def prepare() -> tuple[Any, batch_lib.Batch, Any]:
-    tokenizer = checkpoint.load_tokenizer()
-    ids = encoding.token_ids(tokenizer, checkpoint.config, prompts, flags.bos)
-    batch = _lay_out(ids)
-    compiled = residual.measure.lower(
-      model,
-      decoder.param_shapes(checkpoint.config, flags.dtype),
-      *trace.operand_shapes(batch),
-    ).compile()
-    return tokenizer, batch, compiled
-
   with (
     session.progress() as progress,
     concurrent.futures.ThreadPoolExecutor(1) as pool,
   ):
-    prepared = pool.submit(prepare)
+    progress.step('reading prompts', 0, 1)
+    batch, names = _encode(checkpoint, prompts, flags.bos)
+    lowered = residual.measure.lower(
+      model,
+      decoder.param_shapes(checkpoint.config, flags.dtype),
+      *trace.operand_shapes(batch),
+    )
+    progress.step('reading prompts', 1, 1)
+    # Compiling and loading leave Python alone; tracing does not.
+    compiling = pool.submit(lowered.compile)
     params = checkpoint.load_params(
       flags.dtype, progress=functools.partial(progress.step, 'loading weights')
     )
     progress.step('compiling', 0, 1)
-    tokenizer, batch, compiled = prepared.result()
+    compiled = compiling.result()
     progress.step('compiling', 1, 1)
-    report = emergence.find_me_layer(
+    return emergence.find_me_layer(
       model,
       params,
       batch,
-      tokenizer=tokenizer,
+      spell=names.get,
       # The model is part of what was compiled.
       measure=lambda _, *arguments: compiled(*arguments),
-      progress=functools.partial(progress.step, 'reading prompts'),
+      progress=functools.partial(progress.step, 'running the model'),
     )
-  return report, tokenizer
 
 
-def _lay_out(ids: list[list[int]]) -> Any:
-  """Packs the prompts into rows of the length that wastes least."""
+def _encode(
+  checkpoint: Any, prompts: list[Any], bos: str
+) -> tuple[Any, dict[int, str]]:
+  """Packs the prompts into rows of the length that wastes least.
+
+  Returns:
+    The batch, and the spelling of its tokens: all that is needed of the
+    tokenizer, whose memory the weights can have.
+  """
   from me_jax.analysis import trace
+  from me_jax.checkpoints import encoding
   from me_jax.models import batch as batch_lib
 
-  longest = max(map(len, ids))
-  lengths = [length for length in _LENGTHS if length >= longest]
-  lengths = lengths or [-(-longest // 128) * 128]
+  tokenizer = checkpoint.load_tokenizer()
+  ids = encoding.token_ids(tokenizer, checkpoint.config, prompts, bos)
+  # Longest first: short ones then fill the gaps.
+  ids.sort(key=len, reverse=True)
+  lengths = [length for length in _LENGTHS if length >= len(ids[0])]
+  lengths = lengths or [-(-len(ids[0]) // 128) * 128]
   batches = [
     batch_lib.make_batch(ids, pack=True, length=length) for length in lengths
   ]
-  return min(batches, key=trace.tokens_run)
+  known = {token for text in ids for token in text}
+  names = {token: encoding.spell(tokenizer, token) for token in known}
+  return min(batches, key=trace.tokens_run), names
 
 
 def _outputs(

@@ -51,11 +51,12 @@ def make_batch(
   pad_side: str = 'right',
   pad_id: int = 0,
 ) -> Batch:
-  """Lays texts out in rows, in the order given.
+  """Lays texts out in rows.
 
   Args:
     texts: token ids of each text; none empty.
-    pack: put several texts in a row where they fit, else one a row.
+    pack: put each text into the first row that has room, which changes their
+      order; else one text a row, in order.
     length: T; by default the longest text.
     pad_side: where a row is filled up, `right` or `left`.
     pad_id: token that fills; never seen by anything.
@@ -76,11 +77,16 @@ def make_batch(
   if longest > length:
     raise errors.MeJaxError(f'a text of {longest} tokens exceeds {length}.')
   rows: list[list[Sequence[int]]] = []
+  room: list[int] = []
   for text in texts:
-    if pack and rows and sum(map(len, rows[-1])) + len(text) <= length:
-      rows[-1].append(text)
-    else:
-      rows.append([text])
+    fits = (row for row, free in enumerate(room) if free >= len(text))
+    row = next(fits, None) if pack else None
+    if row is None:
+      row = len(rows)
+      rows.append([])
+      room.append(length)
+    rows[row].append(text)
+    room[row] -= len(text)
   tokens_BT = np.full((len(rows), length), pad_id, np.int32)
   segments_BT = np.zeros((len(rows), length), np.int32)
   for b, row in enumerate(rows):

@@ -81,14 +81,12 @@ class Output:
 
   Attributes:
     logits: `[B, T, V]` float32.
-    embedding: `[B, T, D]`, the residual stream before the first layer.
     resid: `[B, T, D]`, the residual stream after the last layer.
     hidden: `[B, T, D]`, the same after the final norm: what the head receives.
     cache: keys and values for decoding; None without one.
   """
 
   logits: jax.Array
-  embedding: jax.Array
   resid: jax.Array
   hidden: jax.Array
   cache: Any = None
@@ -251,11 +249,9 @@ class Decoder(nn.Module):
       name='embed_tokens',
     )
 
-    x_BTD = embed_tokens(tokens_BT)
-    if config.embedding_scale != 1.0:
-      x_BTD = x_BTD * jnp.asarray(config.embedding_scale, self.dtype)
-    embedding_BTD = x_BTD.astype(self.residual_dtype)
-    x_BTD = self._layers(embedding_BTD, segments_BT, operands)
+    x_BTD = embed(config, embed_tokens.embedding, tokens_BT, self.dtype)
+    x_BTD = x_BTD.astype(self.residual_dtype)
+    x_BTD = self._layers(x_BTD, segments_BT, operands)
     hidden_BTD = norms.RMSNorm(
       eps=config.rms_norm_eps,
       offset=config.norm_offset,
@@ -287,12 +283,7 @@ class Decoder(nn.Module):
     logits_BTV = nn.with_logical_constraint(
       logits_BTV, ('batch', 'time', 'act_vocab')
     )
-    return Output(
-      logits=logits_BTV,
-      embedding=embedding_BTD,
-      resid=x_BTD,
-      hidden=hidden_BTD,
-    )
+    return Output(logits=logits_BTV, resid=x_BTD, hidden=hidden_BTD)
 
   def _layers(
     self,
@@ -370,6 +361,19 @@ def _partitioned(axes: tuple[str, str]) -> nn.initializers.Initializer:
   return nn.with_logical_partitioning(nn.initializers.normal(0.02), axes)
 
 
+def embed(
+  config: config_lib.ModelConfig,
+  embedding_VD: jax.Array,
+  tokens: jax.Array,
+  dtype: jnp.dtype,
+) -> jax.Array:
+  """Returns the state before the first layer, `[..., D]`, of token ids."""
+  x = jnp.take(embedding_VD, tokens, axis=0, mode='clip').astype(dtype)
+  if config.embedding_scale != 1.0:
+    x = x * jnp.asarray(config.embedding_scale, dtype)
+  return x
+
+
 def text_positions(segments_BT: jax.Array) -> jax.Array:
   """Returns each token's index within its text, `[B, T]` int32."""
   index_1T = jnp.arange(segments_BT.shape[1], dtype=jnp.int32)[None]
@@ -390,7 +394,15 @@ def param_shapes(config: config_lib.ModelConfig, dtype: Any) -> dict[str, Any]:
     config: which model.
     dtype: of every leaf.
   """
-  model = Decoder(config, param_dtype=jnp.dtype(dtype))
+  shapes = _param_shapes(config, jnp.dtype(dtype))
+  return jax.tree.map(lambda leaf: leaf, shapes)
+
+
+@functools.lru_cache
+def _param_shapes(
+  config: config_lib.ModelConfig, dtype: jnp.dtype
+) -> dict[str, Any]:
+  model = Decoder(config, param_dtype=dtype)
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
   return nn.unbox(variables['params'])

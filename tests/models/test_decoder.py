@@ -41,7 +41,8 @@ def residuals(lm, tokens, segments=None):
       output, state = jax.jit(apply)(
         {'params': params}, tokens, segments, {'all': layers}
       )
-    states = [output.embedding[None], sites.read(state)['all']]
+    table = lm.params['embed_tokens']['embedding']
+    states = [np.asarray(table)[tokens][None], sites.read(state)['all']]
     found.append((np.concatenate(states), np.asarray(output.logits)))
   np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-5)
   np.testing.assert_allclose(found[0][1], found[1][1], atol=1e-5)
