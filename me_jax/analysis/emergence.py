@@ -53,7 +53,7 @@ def find_me_layer(
     batch: texts to look at; a few dozen of varied kind, see `encode`.
     spell: names a token in the report, for example `tokenizer.decode`.
     rows: rows of the batch per pass, which bounds the memory; by default
-      about 500 tokens.
+      at most 512 tokens.
     measure: `residual.measure`, or the same compiled ahead of time.
     progress: called with (rows done, rows in all).
 

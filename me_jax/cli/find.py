@@ -18,8 +18,8 @@ into one token's residual stream. Prints who wrote them, by layer, attention
 and FFN, with the channels and neurons, the tokens, an ordinary token as a
 control, and how far three rules agree over all prompts."""
 
-# Row lengths to choose from; few, so that compiled programs are found again.
-_LENGTHS = (64, 128, 192, 256, 384, 512)
+# Lengths of rows to choose from.
+_STEP, _LONGEST = 16, 512
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -86,6 +86,7 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
   ):
     progress.step('reading prompts', 0, 1)
     batch, names = _encode(checkpoint, prompts, flags.bos)
+    session.return_freed_memory()
     lowered = residual.measure.lower(
       model,
       decoder.param_shapes(checkpoint.config, flags.dtype),
@@ -128,14 +129,14 @@ def _encode(
   ids = encoding.token_ids(tokenizer, checkpoint.config, prompts, bos)
   # Longest first: short ones then fill the gaps.
   ids.sort(key=len, reverse=True)
-  lengths = [length for length in _LENGTHS if length >= len(ids[0])]
-  lengths = lengths or [-(-len(ids[0]) // 128) * 128]
+  shortest = -(-len(ids[0]) // _STEP) * _STEP
   batches = [
-    batch_lib.make_batch(ids, pack=True, length=length) for length in lengths
+    batch_lib.make_batch(ids, pack=True, length=length)
+    for length in range(shortest, max(shortest, _LONGEST) + 1, _STEP)
   ]
   known = {token for text in ids for token in text}
   names = {token: encoding.spell(tokenizer, token) for token in known}
-  return min(batches, key=trace.tokens_run), names
+  return min(batches, key=trace.cost), names
 
 
 def _outputs(

@@ -1,0 +1,143 @@
+"""`make bench`: the bars of the project, measured side by side.
+
+Whole processes and workers of the two sides take turns, and medians are
+quoted. Run it on a quiet machine; it takes about ten minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import numpy as np
+from rich import console as console_lib
+from rich import table as table_lib
+
+_ROUNDS = 5
+
+
+def run(arguments: list[str], cache: pathlib.Path) -> tuple[float, float, str]:
+  """Runs a process; returns its wall seconds, peak MB and output."""
+  start = time.perf_counter()
+  process = subprocess.Popen(
+    [sys.executable, '-m', *arguments],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.DEVNULL,
+    env=os.environ | {'ME_JAX_CACHE': str(cache), 'HF_HUB_OFFLINE': '1'},
+    text=True,
+  )
+  output = process.stdout.read()
+  _, status, usage = os.wait4(process.pid, 0)
+  process.returncode = os.waitstatus_to_exitcode(status)
+  wall = time.perf_counter() - start
+  if process.returncode:
+    raise SystemExit(f'{" ".join(arguments)} exited {process.returncode}')
+  return wall, usage.ru_maxrss / 1024, output
+
+
+def work(cache: pathlib.Path, *arguments: str) -> Any:
+  """Runs a worker and returns what it measured."""
+  output = run(['benchmarks.workers', *arguments], cache)[2]
+  return json.loads(output.splitlines()[-1])
+
+
+def whole_process(table: table_lib.Table, folder: str, scratch: pathlib.Path):
+  """Compares `me-jax find` with the PyTorch script as whole processes."""
+  out = str(scratch / 'report.json')
+  ours = ['me_jax', 'find', f'--model={folder}', f'--json={out}']
+  peer = ['benchmarks.torch_peer', folder, str(scratch / 'peer.json')]
+  warm = scratch / 'warm'
+  run(ours, warm)
+  run(peer, warm)
+  rounds = []
+  for i in range(_ROUNDS):
+    cold = run(ours, scratch / f'cold{i}')
+    rounds.append((run(ours, warm), cold, run(peer, warm)))
+  walls = np.array([[side[0] for side in r] for r in rounds])
+  peaks = np.array([[side[1] for side in r] for r in rounds])
+  with open(out) as ours, open(scratch / 'peer.json') as theirs:
+    same = json.load(ours)['layer'] == json.load(theirs)['layer']
+  if not same:
+    raise SystemExit('the two sides disagree on the layer')
+  wall, peak = np.median(walls, axis=0), np.median(peaks, axis=0)
+  ratio = np.median(walls / walls[:, 2:], axis=0)
+  row(table, 'find, whole process, warm', f'{wall[0]:.2f} s', f'{wall[2]:.2f} s',
+      ratio[0], '<= 0.70')  # fmt: skip
+  row(table, 'find, whole process, cold', f'{wall[1]:.2f} s', f'{wall[2]:.2f} s',
+      ratio[1], '<= 1.00')  # fmt: skip
+  row(table, 'find, peak memory', f'{peak[0]:.0f} MB', f'{peak[2]:.0f} MB',
+      np.median(peaks[:, 0] / peaks[:, 2]), '<= 0.80')  # fmt: skip
+
+
+def loading(table: table_lib.Table, cache: pathlib.Path):
+  """Compares loading the default model's GGUF."""
+  pairs = np.array(
+    [(work(cache, 'jax_gguf'), work(cache, 'torch_gguf')) for _ in range(3)]
+  )
+  ours, theirs = np.median(pairs, axis=0)
+  row(table, 'loading the GGUF', f'{ours:.2f} s', f'{theirs:.2f} s',
+      theirs / ours, '>= 6')  # fmt: skip
+
+
+def forward(table: table_lib.Table, folder: str, cache: pathlib.Path):
+  """Compares forward passes with statistics."""
+  pairs = [
+    (work(cache, 'jax_forward', folder), work(cache, 'torch_forward', folder))
+    for _ in range(3)
+  ]
+  for shape in pairs[0][0]:
+    rates = np.array([[side[shape] for side in pair] for pair in pairs])
+    ours, theirs = np.median(rates, axis=0)
+    row(table, f'forward with statistics, {shape}', f'{ours:.0f} tok/s',
+        f'{theirs:.0f} tok/s', np.median(rates[:, 0] / rates[:, 1]),
+        '>= 1.0')  # fmt: skip
+
+
+def statistics(table: table_lib.Table, folder: str, cache: pathlib.Path):
+  """Says what the statistics cost on top of a forward pass."""
+  for shape, found in work(cache, 'overhead', folder).items():
+    row(table, f'statistics, time, {shape}', '', '', found['time'], '<= 1.05')
+    row(table, f'statistics, FLOPs, {shape}', '', '', found['flops'], '<= 1.02')
+    row(table, f'statistics, bytes, {shape}', '', '', found['bytes'], '<= 1.02')
+  sizes = work(cache, 'depth', folder)
+  shallow, deep = sizes.values()
+  row(table, 'temporary memory, 64 against 8 layers', f'{deep / 1e6:.1f} MB',
+      f'{shallow / 1e6:.1f} MB', deep / shallow, '<= 1.05')  # fmt: skip
+
+
+def row(table, what: str, ours: str, other: str, ratio: float, bar: str):
+  """Adds one line, marked where it misses its bar."""
+  sign, bound = bar.split()
+  met = ratio <= float(bound) if sign == '<=' else ratio >= float(bound)
+  table.add_row(what, ours, other, f'{ratio:.4g}', bar, '' if met else 'missed')
+  print(f'{what}: {ours} | {other} | {ratio:.4g} | {bar}', file=sys.stderr)
+
+
+def main() -> None:
+  """Measures everything and prints the table."""
+  table = table_lib.Table(box=None, title='me_jax against PyTorch')
+  for column in ('', 'me_jax', 'PyTorch or other', 'ratio', 'bar', ''):
+    table.add_column(column)
+  with tempfile.TemporaryDirectory() as scratch:
+    scratch = pathlib.Path(scratch)
+    folder = scratch / 'model'
+    # In a process of its own: a child's peak memory starts at its parent's.
+    work(scratch / 'warm', 'model_folder', str(folder))
+    whole_process(table, str(folder), scratch)
+    loading(table, scratch / 'warm')
+    forward(table, str(folder), scratch / 'warm')
+    statistics(table, str(folder), scratch / 'warm')
+  console_lib.Console(width=110).print(table)
+  print(f'{os.cpu_count()} cores, {platform.machine()}, '
+        f'Python {platform.python_version()}')  # fmt: skip
+
+
+if __name__ == '__main__':
+  main()
