@@ -185,7 +185,9 @@ def _tokens(vocab: int, shape: tuple[int, int]) -> np.ndarray:
 def _jax_arguments(vocab: int, shape: tuple[int, int]) -> tuple[Any, ...]:
   positions = np.tile([[0, shape[1] // 2]], (shape[0], 1)).astype(np.int32)
   tokens = _tokens(vocab, shape)
-  return tokens, np.ones_like(tokens), {'positions': positions}
+  members = np.ones((shape[0], 1, shape[1]), bool)
+  operands = {'positions': positions, 'members': members}
+  return tokens, np.ones_like(tokens), operands
 
 
 if __name__ == '__main__':

@@ -193,7 +193,8 @@ def _channels(
   mean_D = plateau_XD.mean(axis=0)
   bound = max(
     trace_lib.MASSIVE_VALUE,
-    trace_lib.MASSIVE_RATIO * trace.median_L[max(peak_state - 1, 0)],
+    trace_lib.MASSIVE_RATIO
+    * trace.median_LX[max(peak_state - 1, 0), trace.used_X].mean(),
   )
   massive = np.flatnonzero(np.abs(mean_D) > bound)
   energy_D = (plateau_XD**2).sum(axis=0) / (plateau_XD**2).sum()
@@ -257,7 +258,7 @@ def _tokens(
 def _peak(trace: trace_lib.Trace) -> me_report.Peak:
   """Returns the largest activation of all, massive or not."""
   layer, text = np.unravel_index(trace.peak_LX.argmax(), trace.peak_LX.shape)
-  median = float(trace.median_L[layer])
+  median = float(trace.median_LX[layer, text])
   value = float(trace.peak_LX[layer, text])
   return me_report.Peak(value, value / max(median, 1e-30), int(layer))
 

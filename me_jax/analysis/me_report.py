@@ -94,7 +94,7 @@ class Peak(NamedTuple):
 
   Attributes:
     value: |x|.
-    ratio: over the median |x| of that output.
+    ratio: over the median |x| of that output in the same text.
     layer: whose output.
   """
 

@@ -1,6 +1,7 @@
 """The observers that the analyses share; each is a reduction of one site.
 
-Letters: B batch, T time, D width of the site, P chosen positions of a row.
+Letters: B batch, T time, D width of the site, C chosen tokens of a row, P texts
+of a row.
 """
 
 from __future__ import annotations
@@ -11,6 +12,10 @@ import jax
 import jax.numpy as jnp
 
 from me_jax.models import sites
+
+# How fast the share of normal entries below a bound grows with the bound's
+# logarithm, at the median.
+_NORMAL_SLOPE = 0.43
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,9 +50,9 @@ class TokenPeak:
 
 @dataclasses.dataclass(frozen=True)
 class AtPositions:
-  """The whole vector at chosen tokens: `[B, P, D]` float32.
+  """The whole vector at chosen tokens: `[B, C, D]` float32.
 
-  `operands['positions']` is int32 `[B, P]`, the indices within each row.
+  `operands['positions']` is int32 `[B, C]`, the indices within each row.
   """
 
   site: str
@@ -55,26 +60,87 @@ class AtPositions:
 
   def __call__(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
     """Takes tokens out of `[B, T, D]`."""
-    taken_BPD = jax.lax.platform_dependent(
-      value, context.operands['positions'], cpu=_slices, default=_gather
-    )
-    return taken_BPD.astype(jnp.float32)
+    return _at(value, context.operands['positions']).astype(jnp.float32)
 
 
-def _gather(value_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
-  return jnp.take_along_axis(value_BTD, positions_BP[..., None], axis=1)
+def _at(value_BTD: jax.Array, positions_BC: jax.Array) -> jax.Array:
+  return jax.lax.platform_dependent(
+    value_BTD, positions_BC, cpu=_slices, default=_gather
+  )
 
 
-def _slices(value_BTD: jax.Array, positions_BP: jax.Array) -> jax.Array:
+def _gather(value_BTD: jax.Array, positions_BC: jax.Array) -> jax.Array:
+  return jnp.take_along_axis(value_BTD, positions_BC[..., None], axis=1)
+
+
+def _slices(value_BTD: jax.Array, positions_BC: jax.Array) -> jax.Array:
   """The same by slices: XLA on the CPU fuses a gather with its whole operand."""
   batch, time, width = value_BTD.shape
   flat = value_BTD.reshape(-1, width)
   row_B1 = jnp.arange(batch)[:, None] * time
   taken = jax.lax.map(
     lambda i: jax.lax.dynamic_index_in_dim(flat, i, keepdims=False),
-    (row_B1 + positions_BP).reshape(-1),
+    (row_B1 + positions_BC).reshape(-1),
   )
-  return taken.reshape(*positions_BP.shape, width)
+  return taken.reshape(*positions_BC.shape, width)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextMedian:
+  """Median |x| over all tokens and channels of each text: `[B, P]` float32.
+
+  By counting instead of sorting: a typical entry of the text's chosen tokens
+  is the first bound. The entries below it are counted, the bound is moved by
+  what a normal distribution would need to reach the half, they are counted
+  again, and the line through both counts gives the median, to about 1 %.
+
+  `operands['members']` is bool `[B, P, T]`, which tokens belong to which text;
+  `operands['positions']` must hold at least one token of each.
+  """
+
+  site: str = 'resid_post'
+  name: str = 'median'
+
+  def __call__(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
+    """Reduces `[B, T, D]`."""
+    members_BPT = context.operands['members']
+    entries_BP = jnp.sum(members_BPT, axis=-1) * float(value.shape[-1])
+
+    def share_below(log_BP: jax.Array) -> jax.Array:
+      bound_BPT = jnp.where(members_BPT, jnp.exp(log_BP)[..., None], 0.0)
+      bound_BT1 = jnp.max(bound_BPT, axis=1)[..., None]
+      # Without abs: XLA would share it with other readers, and store it.
+      below_BTD = (value < bound_BT1) & (value > -bound_BT1)
+      below_BT = jnp.sum(below_BTD, axis=-1, dtype=jnp.int32)
+      below_BPT = jnp.where(members_BPT, below_BT[:, None], 0)
+      return jnp.sum(below_BPT, axis=-1) / jnp.maximum(entries_BP, 1.0)
+
+    first_BP = self._typical(value, context)
+    share_BP = share_below(first_BP)
+    step_BP = jnp.clip((0.5 - share_BP) / _NORMAL_SLOPE, -2.0, 2.0)
+    # Far enough for the two counts to differ.
+    step_BP += jnp.where(step_BP < 0, -0.05, 0.05)
+    second_share_BP = share_below(first_BP + step_BP)
+    slope_BP = (second_share_BP - share_BP) / step_BP
+    slope_BP = jnp.clip(slope_BP, _NORMAL_SLOPE / 8, _NORMAL_SLOPE * 8)
+    step_BP += jnp.clip((0.5 - second_share_BP) / slope_BP, -2.0, 2.0)
+    return jnp.exp(first_BP + step_BP)
+
+  def _typical(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
+    """Returns a guess of each text's log median, `[B, P]`.
+
+    The geometric mean, which a spike hardly moves, times what a normal
+    distribution's median is of it. The floor is for zeros.
+    """
+    positions_BC = context.operands['positions']
+    size_BCD = jnp.abs(_at(value, positions_BC)).astype(jnp.float32)
+    floor_BC1 = 1e-3 * jnp.mean(size_BCD, axis=-1, keepdims=True) + 1e-30
+    log_BC = jnp.mean(jnp.log(size_BCD + floor_BC1), axis=-1)
+    chosen_BPC = jnp.take_along_axis(
+      context.operands['members'], positions_BC[:, None], axis=2
+    ).astype(jnp.float32)
+    count_BP = jnp.maximum(jnp.sum(chosen_BPC, axis=-1), 1.0)
+    return jnp.einsum('BPC,BC->BP', chosen_BPC, log_BC) / count_BP + 0.24
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,6 +28,7 @@ from me_jax.models import sites
 # Writes are differences of states, which are half as many vectors to keep.
 _NORM = observers.TokenNorm()
 _PEAK = observers.TokenPeak()
+_MEDIAN = observers.TextMedian()
 _MID = observers.AtPositions('resid_mid', 'mid')
 _STATE = observers.AtPositions('resid_post', 'state')
 
@@ -46,17 +47,19 @@ def observe(
     params: of the model.
     tokens_BT: int32.
     segments_BT: int32, 0 for padding.
-    operands: `positions` `[B, P]` int32, the tokens to keep whole; and those
-      of the edits.
+    operands: `positions` int32 `[B, P]`, the tokens to keep whole; `members`
+      bool `[B, texts, T]`, which tokens belong to which text; and those of the
+      edits.
 
   Returns:
     The model's output, and in float32: of all tokens `norm` `[Z, B, T]` and
-    `peak` (largest |x| in each layer's output) `[L, B, T]`; of the chosen
+    `peak` (largest |x| in each layer's output) `[L, B, T]`; of each text
+    `median` (of |x| in each layer's output) `[L, B, texts]`; of the chosen
     tokens `state` (each layer's output) and `mid` (between attention and FFN)
     `[L, B, P, D]`.
   """
   sites_used = dataclasses.replace(
-    model.sites, observers=(_NORM, _PEAK, _MID, _STATE)
+    model.sites, observers=(_NORM, _PEAK, _MEDIAN, _MID, _STATE)
   )
   with jax.default_matmul_precision('highest'):
     output, intermediates = model.clone(sites=sites_used).apply(

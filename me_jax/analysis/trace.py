@@ -6,7 +6,7 @@ pass; the first token is tried, and where another turns out to be it the same
 compiled pass runs once more with the right positions.
 
 Ordinary tokens, spread evenly over each row, go through the same arithmetic,
-as a control; they are also the sample for a layer's median |x|.
+as a control.
 
 Letters: B rows, T time, L layers, Z = L + 1 states, P chosen tokens of a row,
 X texts or tokens, K texts whose states in mid-layer are kept, D model width.
@@ -77,8 +77,7 @@ class Trace:
     massive_tokens: every massive token as (text, index in the text, id).
     first_id_X: id of the text's first token.
     peak_LX: largest |x| of the text in each layer's output.
-    median_L: median |x| of each layer's output, over the control tokens. For
-      n independent normal entries its relative standard error is 1.2/sqrt(n).
+    median_LX: median |x| of the text in each layer's output.
     others_Z: median norm of the tokens that are not massive.
     used_X: the texts that `token` is about: those with massive activations,
       or all of them, with their first tokens, when none has any.
@@ -94,7 +93,7 @@ class Trace:
   massive_tokens: tuple[tuple[int, int, int], ...]
   first_id_X: np.ndarray
   peak_LX: np.ndarray
-  median_L: np.ndarray
+  median_LX: np.ndarray
   others_Z: np.ndarray
   used_X: np.ndarray
   token: TokenTrace
@@ -155,12 +154,14 @@ def operand_shapes(batch: batch_lib.Batch, rows: int | None = None) -> Any:
   """
   piece = _take_rows(batch, 0, _rows(batch, rows))
   slots = _slots(batch)
+  rows, time = piece.tokens_BT.shape
   chosen = slots + _controls(piece, slots).shape[1]
-  positions_BP = np.zeros((len(piece.tokens_BT), chosen), np.int32)
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-    (*piece, {'positions': positions_BP}),
-  )
+  operands = {
+    'positions': jax.ShapeDtypeStruct((rows, chosen), np.int32),
+    'members': jax.ShapeDtypeStruct((rows, slots, time), np.bool_),
+  }
+  struct = jax.ShapeDtypeStruct((rows, time), np.int32)
+  return struct, struct, operands
 
 
 def cost(batch: batch_lib.Batch) -> float:
@@ -200,24 +201,30 @@ def _take_rows(
 
 
 def _controls(piece: batch_lib.Batch, slots: int) -> np.ndarray:
-  """Spreads control tokens over each row: positions, `[B, controls]`.
+  """Spreads control tokens over each text: positions, `[B, controls]`.
 
-  First tokens are left out where a row has others.
+  Each text has as many, evenly spaced, not its first token if it has others.
+  Where a row has fewer texts than slots, its last text fills the rest.
   """
   rows = len(piece.segments_BT)
-  count = max(slots, -(-_CONTROLS // rows))
-  first_BT = np.zeros(piece.segments_BT.shape, bool)
-  spans = batch_lib.text_spans(piece.segments_BT)
-  first_BT[spans.row, spans.start] = True
-  controls = np.zeros((rows, count), np.int32)
-  for row in range(rows):
-    real_T = piece.segments_BT[row] > 0
-    places = np.flatnonzero(real_T & ~first_BT[row])
-    places = places if len(places) else np.flatnonzero(real_T)
-    if len(places):
-      spread = np.linspace(0, len(places) - 1, count + 2)[1:-1]
-      controls[row] = places[spread.round().astype(int)]
-  return controls
+  each = max(1, -(-_CONTROLS // (rows * slots)))
+  controls = np.zeros((rows, slots, each), np.int32)
+  parts = np.arange(1, each + 1) / (each + 1)
+  for row, start, length, slot in zip(*batch_lib.text_spans(piece.segments_BT)):
+    inside = np.minimum(1 + (parts * (length - 1)).astype(int), length - 1)
+    controls[row, slot:] = start + inside
+  return controls.reshape(rows, -1)
+
+
+def _members(
+  piece: batch_lib.Batch, spans: batch_lib.TextSpans, slots: int
+) -> np.ndarray:
+  """Says which tokens belong to which text of their row, `[B, slots, T]`."""
+  rows, time = piece.tokens_BT.shape
+  members = np.zeros((rows, slots, time), bool)
+  for row, start, length, slot in zip(*spans):
+    members[row, slot, start : start + length] = True
+  return members
 
 
 def _measure_texts(
@@ -233,24 +240,29 @@ def _measure_texts(
   controls = _controls(piece, slots)
 
   def choose(token_X: np.ndarray) -> np.ndarray:
-    positions_BP = np.zeros((len(controls), slots), np.int32)
+    # A slot without a text repeats a control: padding is never looked at.
+    positions_BP = np.repeat(controls[:, -1:], slots, axis=1)
     positions_BP[row_X, slot_X] = start_X + token_X
     return np.concatenate([positions_BP, controls], axis=1)
 
   first_X = np.zeros_like(start_X)
   chosen_BP = choose(first_X)
-  seen = measure(model, params, *piece, {'positions': chosen_BP})
+  members_BPT = _members(piece, spans, slots)
+  operands = {'positions': chosen_BP, 'members': members_BPT}
+  seen = measure(model, params, *piece, operands)
   norm_ZBT, peak_LBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
-  full_B = (piece.segments_BT > 0).any(axis=1)
-  sample_LBPD = np.abs(np.asarray(seen['state'])[:, full_B, slots:])
-  median_L = np.median(sample_LBPD, axis=(1, 2, 3))
-  bound_L = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_L)
-  massive_LBT = peak_LBT > bound_L[:, None, None]
+  median_LX = np.asarray(seen['median'])[:, row_X, slot_X]
+  bound_LX = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_LX)
+  bound_LBP = np.full((len(bound_LX), *members_BPT.shape[:2]), np.inf)
+  bound_LBP[:, row_X, slot_X] = bound_LX
+  # Padding belongs to no text, and its peak of 0 exceeds nothing.
+  text_BT = members_BPT.argmax(axis=1)
+  massive_LBT = peak_LBT > np.take_along_axis(bound_LBP, text_BT[None], axis=2)
   reach_BT = np.max(np.where(massive_LBT, norm_ZBT[1:], 0.0), axis=0)
   token_X, massive_tokens = _pick(piece, spans, reach_BT)
   if (token_X != first_X).any():
     chosen_BP = choose(token_X)
-    seen = measure(model, params, *piece, {'positions': chosen_BP})
+    seen = measure(model, params, *piece, operands | {'positions': chosen_BP})
 
   token_massive_LX = massive_LBT[:, row_X, start_X + token_X]
   massive_X = token_massive_LX.any(axis=0)
@@ -260,9 +272,11 @@ def _measure_texts(
   ordinary_BT = (piece.segments_BT > 0) & (reach_BT == 0)
   later_BT = ordinary_BT.copy()
   later_BT[row_X, start_X] = False
-  control_row, control_slot = np.nonzero(
-    np.take_along_axis(later_BT, controls, axis=1)
-  )
+  is_control = np.take_along_axis(later_BT, controls, axis=1)
+  # Slots that repeat another's tokens do not count again.
+  each = controls.shape[1] // slots
+  used = members_BPT.any(axis=2).repeat(each, axis=1)
+  control_row, control_slot = np.nonzero(is_control & used)
   groups_GBP = np.zeros((3, *chosen_BP.shape), np.float32)
   groups_GBP[_ALL, row_X, slot_X] = 1
   groups_GBP[_MASSIVE, row_X, slot_X] = massive_X
@@ -280,11 +294,11 @@ def _measure_texts(
   )
   return {
     'massive_X': massive_X,
-    'massive_LX': peak_LX > bound_L[:, None],
+    'massive_LX': peak_LX > bound_LX,
     'massive_tokens': massive_tokens,
     'first_id_X': piece.tokens_BT[row_X, start_X],
     'peak_LX': peak_LX,
-    'median_L': median_L,
+    'median_LX': median_LX,
     'others_ZN': norm_ZBT[:, ordinary_BT],
     'token': _of_texts(found, row_X, slot_X),
     'control': _of_texts(found, control_row, slots + control_slot),
@@ -369,7 +383,7 @@ def _join(pieces: list[dict[str, Any]]) -> Trace:
     ),
     first_id_X=cat('first_id_X'),
     peak_LX=cat('peak_LX'),
-    median_L=np.mean([piece['median_L'] for piece in pieces], axis=0),
+    median_LX=cat('median_LX'),
     others_Z=np.median(others_ZN, axis=1)
     if others_ZN.size
     else np.zeros(len(others_ZN)),
