@@ -38,7 +38,7 @@ help:
 setup: $(VENV)/.setup
 
 demo: $(VENV)/.setup
-	@$(BIN)/me-jax find --out=$(DEMO_OUT) --figure --json=$(DEMO_OUT)/report.json
+	@$(BIN)/me-jax find --out=$(DEMO_OUT)
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q tests

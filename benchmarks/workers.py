@@ -108,7 +108,7 @@ def overhead(folder: str) -> dict[str, Any]:
     calls = [jax.jit(f).lower(*arguments).compile() for f in (plain, observed)]
     costs = [call.cost_analysis() for call in calls]
     times = [[], []]
-    for _ in range(3 if shape == SHAPES[0] else 11):
+    for _ in range(8 if shape == SHAPES[0] else 16):
       # In turn, so that a drift of the machine meets both.
       for call, spent in zip(calls, times):
         start = time.perf_counter()
@@ -131,6 +131,7 @@ def depth(folder: str) -> dict[str, Any]:
 
   from me_jax.analysis import residual
   from me_jax.models import decoder
+  from me_jax.models import params as params_lib
 
   config = decoder.config_lib.ModelConfig.from_hf(folder)
   arguments = _jax_arguments(config.vocab_size, SHAPES[0])
@@ -141,7 +142,7 @@ def depth(folder: str) -> dict[str, Any]:
   for layers in (8, 64):
     deep = dataclasses.replace(config, num_hidden_layers=layers)
     lowered = residual.measure.lower(
-      decoder.Decoder(deep), decoder.param_shapes(deep, 'float32'), *shapes
+      decoder.Decoder(deep), params_lib.param_shapes(deep, 'float32'), *shapes
     )
     sizes[layers] = lowered.compile().memory_analysis().temp_size_in_bytes
   return {'8 layers': sizes[8], '64 layers': sizes[64]}

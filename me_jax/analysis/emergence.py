@@ -22,17 +22,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from me_jax import __version__
 from me_jax.analysis import me_report
 from me_jax.analysis import residual
 from me_jax.analysis import trace as trace_lib
 from me_jax.models import batch as batch_lib
-from me_jax.models import config as config_lib
 from me_jax.models import decoder
 
 SPAN_SHARE = 0.8
 LONGEST_SPAN = 3
 _PLATEAU = 0.5  # of the largest projection: where the plateau ends
 _MOST_NEURONS = 8  # listed per layer
+_LEAST_FFN_SHARE = 0.05  # for which neurons are listed
 
 
 def find_me_layer(
@@ -40,6 +41,7 @@ def find_me_layer(
   params: decoder.Params,
   batch: batch_lib.Batch,
   *,
+  bos_token_id: int | None = None,
   spell: Callable[[int], str] | None = None,
   rows: int | None = None,
   measure: trace_lib.Measure = residual.measure,
@@ -51,6 +53,8 @@ def find_me_layer(
     model: the decoder.
     params: its parameters.
     batch: texts to look at; a few dozen of varied kind, see `encode`.
+    bos_token_id: tells texts with BOS from others; by default the
+      configuration's.
     spell: names a token in the report, for example `tokenizer.decode`.
     rows: rows of the batch per pass, which bounds the memory; by default
       at most 512 tokens.
@@ -66,10 +70,10 @@ def find_me_layer(
   trace = trace_lib.trace(
     model, params, batch, rows=rows, measure=measure, progress=progress
   )
-  groups = _groups(model.config, trace)
-  # Emergence may need the first token of one kind of text (BOS or none), so a
-  # majority within one kind is enough.
-  found = any(trace.massive_X[mask].mean() >= 0.5 for mask in groups.values())
+  if bos_token_id is None:
+    bos_token_id = model.config.bos_token_id
+  groups = _groups(bos_token_id, trace)
+  found = bool(trace.massive_X.any())
   shares, control = _shares(trace.token), _shares(trace.control)
   jump_LX = _jumps(trace.token)
   jump_L = np.exp(np.log(jump_LX).mean(axis=1))
@@ -137,10 +141,10 @@ def _verdict(found: bool, span: tuple[int, ...]) -> str:
 
 
 def _groups(
-  config: config_lib.ModelConfig, trace: trace_lib.Trace
+  bos_token_id: int | None, trace: trace_lib.Trace
 ) -> dict[str, np.ndarray]:
   """Splits the texts by whether they start with BOS."""
-  with_X = trace.first_id_X == config.bos_token_id
+  with_X = trace.first_id_X == bos_token_id
   groups = {'with_bos': with_X, 'without_bos': ~with_X}
   return {name: mask for name, mask in groups.items() if mask.any()}
 
@@ -214,11 +218,17 @@ def _neurons(
   span: tuple[int, ...],
   ffn_L: np.ndarray,
 ) -> tuple[me_report.Neuron, ...]:
-  """Returns the fewest neurons that make `SPAN_SHARE` of each FFN's share."""
+  """Returns the fewest neurons that make `SPAN_SHARE` of each FFN's share.
+
+  At most eight a layer: their shares say how much of it they make.
+  """
   if len(span) > LONGEST_SPAN:
     return ()
   found = []
   for layer in span:
+    # Where attention wrote the step, neurons have nothing to explain.
+    if ffn_L[layer] < _LEAST_FFN_SHARE:
+      continue
     share_XF = residual.neuron_shares(
       model,
       params,
@@ -301,5 +311,5 @@ def _provenance(model: decoder.Decoder) -> dict[str, Any]:
     'versions': {
       name: metadata.version(name) for name in ('jax', 'jaxlib', 'flax')
     }
-    | {'python': platform.python_version()},
+    | {'python': platform.python_version(), 'me_jax': __version__},
   }

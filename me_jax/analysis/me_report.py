@@ -125,7 +125,7 @@ class MEReport:
 
   Attributes:
     verdict: `single` (one layer), `multi-step` (two or three), `gradual`
-      (more), `embedding` (no layers write most of it) or `none` (no massive
+      (more), `embedding` (no run of layers writes 0.8) or `none` (no massive
       activations).
     layer: the ME Layer; None unless the verdict is `single` or `multi-step`.
     span: the emergence span's layers, in order.
@@ -134,7 +134,8 @@ class MEReport:
     control: the same for ordinary tokens.
     jump: `[L]`, growth of the token's norm, geometric mean over texts.
     channels: the massive channels, largest first.
-    neurons: the fewest neurons that make 0.8 of each FFN's share in the span.
+    neurons: the fewest neurons, at most eight a layer, that make 0.8 of each
+      FFN's share in the span.
     tokens: the massive tokens, most frequent first.
     plateau: first and last layer that put the plateau out; None without one.
     peak: the largest activation.
@@ -176,7 +177,10 @@ class MEReport:
         f"{self.peak.ratio:.3g} times its layer's median."
       )
     if self.verdict == 'embedding':
-      return f'The massive activations ({massive}) come with the embedding.'
+      return (
+        f'Massive activations ({massive}), but no run of layers writes most of '
+        f'them: {self.shares.embedding:.1%} come with the embedding.'
+      )
     share = self.share_by_text.mean()
     if self.verdict == 'gradual':
       return (

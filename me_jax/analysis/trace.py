@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from me_jax import errors
 from me_jax.analysis import residual
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
@@ -251,6 +252,11 @@ def _measure_texts(
   operands = {'positions': chosen_BP, 'members': members_BPT}
   seen = measure(model, params, *piece, operands)
   norm_ZBT, peak_LBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
+  if not np.isfinite(norm_ZBT).all():
+    raise errors.MeJaxError(
+      f'the model is not finite in {np.dtype(model.dtype).name}: use float32 '
+      'or bfloat16, and check its parameters.'
+    )
   median_LX = np.asarray(seen['median'])[:, row_X, slot_X]
   bound_LX = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_LX)
   bound_LBP = np.full((len(bound_LX), *members_BPT.shape[:2]), np.inf)

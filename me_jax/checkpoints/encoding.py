@@ -73,7 +73,7 @@ def token_ids(
     )
   result = []
   for number, text in enumerate(texts, 1):
-    for ids in _variants(tokenizer, text, bos, bos_id):
+    for ids in _variants(tokenizer, number, text, bos, bos_id):
       if not ids:
         raise errors.MeJaxError(f'prompt {number} is empty: it has no tokens.')
       if len(ids) > config.max_position_embeddings:
@@ -101,6 +101,7 @@ def spell(tokenizer: Any, token: int) -> str:
 
 def _variants(
   tokenizer: Any,
+  number: int,
   text: str | list[dict[str, str]],
   bos: str,
   bos_id: int | None,
@@ -111,7 +112,13 @@ def _variants(
   is_chat = not isinstance(text, str)
   templated = is_chat and tokenizer.chat_template
   if templated:
-    written = tokenizer.apply_chat_template(text, tokenize=False)
+    try:
+      written = tokenizer.apply_chat_template(text, tokenize=False)
+    # Templates raise what they like: a role they do not know, an odd order.
+    except Exception as error:
+      raise errors.MeJaxError(
+        f'prompt {number}: the chat template refuses it: {error}'
+      ) from error
   elif is_chat:
     written = '\n'.join(f'{turn["role"]}: {turn["content"]}' for turn in text)
   else:

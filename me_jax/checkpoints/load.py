@@ -30,6 +30,7 @@ from me_jax.checkpoints import tensors as tensors_lib
 from me_jax.checkpoints import tokenizer as tokenizer_lib
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
+from me_jax.models import params as params_lib
 
 DTYPES = ('float32', 'bfloat16', 'float16')
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
@@ -82,7 +83,7 @@ class Checkpoint:
     """Reads the parameters; arguments and errors as in `load`."""
     check_dtype(dtype)
     return assemble.assemble(
-      decoder.param_shapes(self.config, dtype),
+      params_lib.param_shapes(self.config, dtype),
       self.tensors,
       self.names,
       shardings=shardings,
@@ -210,6 +211,7 @@ def _open_hf(folder: str) -> Checkpoint:
   config = _translate(strict_json.read(config_path), tensors, config_path)
   names = names_lib.hf_table(config, tensors)
   leaves.check_sizes(config, tensors, names)
+  leaves.plan(params_lib.param_shapes(config, 'float32'), tensors, names)
   return Checkpoint(
     path=folder,
     config=config,
@@ -224,6 +226,7 @@ def _open_gguf(path: str) -> Checkpoint:
   config = _translate(gguf_config.to_hf(file), file.tensors, path)
   names = names_lib.gguf_table(config)
   leaves.check_sizes(config, file.tensors, names)
+  leaves.plan(params_lib.param_shapes(config, 'float32'), file.tensors, names)
   return Checkpoint(
     path=path,
     config=config,

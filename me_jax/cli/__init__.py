@@ -30,7 +30,9 @@ def main(argv: Sequence[str] | None = None) -> int:
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:
-    return _main(argv)
+    status = _main(argv)
+    sys.stdout.flush()
+    return status
   except errors.MeJaxError as error:
     print(f'me-jax: {error}', file=sys.stderr)
     return 2
@@ -50,7 +52,6 @@ def entry() -> None:
   the interpreter's own ending is left out; everything is written by then.
   """
   status = main()
-  sys.stdout.flush()
   sys.stderr.flush()
   os._exit(status)
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
+import hashlib
+import json
 import pathlib
 from typing import Any
 
@@ -20,6 +23,7 @@ control, and how far three rules agree over all prompts."""
 
 # Lengths of rows to choose from.
 _STEP, _LONGEST = 16, 512
+_SAMPLED = 500
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -48,15 +52,18 @@ def run(flags: absl_flags.FlagValues) -> None:
   checkpoint = load.open_checkpoint(flags.model)
   session.keep_compiled()
   report = _find(flags, checkpoint, prompts)
-  report.provenance.update(
-    model=checkpoint.path,
-    prompts=flags.prompts or 'built-in',
-    prompt_count=len(prompts),
-    bos=flags.bos,
+  report = dataclasses.replace(
+    report,
+    provenance=report.provenance
+    | {
+      'model': checkpoint.path,
+      'prompts': flags.prompts or 'built-in',
+      'prompts_sha256': _digest(prompts),
+      'prompt_count': len(prompts),
+      'bos': flags.bos,
+    },
   )
-  from me_jax.cli import find_table
-
-  find_table.show(report)
+  # Files first: whoever reads the table may stop reading.
   if json_path:
     session.write_json(json_path, report.to_json())
   if figure_path:
@@ -64,9 +71,18 @@ def run(flags: absl_flags.FlagValues) -> None:
 
     session.make_parent(figure_path)
     figures.save(figures.emergence(report), figure_path)
+  from me_jax.cli import find_table
+
+  find_table.show(report)
   for path in (json_path, figure_path):
     if path:
       print(f'wrote {path}')
+
+
+def _digest(prompts: list[Any]) -> str:
+  """Returns a hash of the prompts' contents."""
+  text = json.dumps(prompts, ensure_ascii=False)
+  return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
@@ -77,6 +93,7 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
   from me_jax.analysis import residual
   from me_jax.analysis import trace
   from me_jax.models import decoder
+  from me_jax.models import params as params_lib
 
   dtype = jnp.dtype(flags.dtype)
   model = decoder.Decoder(checkpoint.config, dtype=dtype, param_dtype=dtype)
@@ -85,11 +102,11 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
     concurrent.futures.ThreadPoolExecutor(1) as pool,
   ):
     progress.step('reading prompts', 0, 1)
-    batch, names = _encode(checkpoint, prompts, flags.bos)
+    batch, names, bos_id = _encode(checkpoint, prompts, flags.bos)
     session.return_freed_memory()
     lowered = residual.measure.lower(
       model,
-      decoder.param_shapes(checkpoint.config, flags.dtype),
+      params_lib.param_shapes(checkpoint.config, flags.dtype),
       *trace.operand_shapes(batch),
     )
     progress.step('reading prompts', 1, 1)
@@ -105,6 +122,7 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
       model,
       params,
       batch,
+      bos_token_id=bos_id,
       spell=names.get,
       # The model is part of what was compiled.
       measure=lambda _, *arguments: compiled(*arguments),
@@ -114,11 +132,11 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
 
 def _encode(
   checkpoint: Any, prompts: list[Any], bos: str
-) -> tuple[Any, dict[int, str]]:
+) -> tuple[Any, dict[int, str], int | None]:
   """Packs the prompts into rows of the length that wastes least.
 
   Returns:
-    The batch, and the spelling of its tokens: all that is needed of the
+    The batch, the spelling of its tokens, and BOS: all that is needed of the
     tokenizer, whose memory the weights can have.
   """
   from me_jax.analysis import trace
@@ -130,13 +148,18 @@ def _encode(
   # Longest first: short ones then fill the gaps.
   ids.sort(key=len, reverse=True)
   shortest = -(-len(ids[0]) // _STEP) * _STEP
-  batches = [
-    batch_lib.make_batch(ids, pack=True, length=length)
-    for length in range(shortest, max(shortest, _LONGEST) + 1, _STEP)
-  ]
+  # A sample of many prompts tells the best length as well as all of them.
+  some = ids[:: -(-len(ids) // _SAMPLED)]
+  length = min(
+    range(shortest, max(shortest, _LONGEST) + 1, _STEP),
+    key=lambda length: trace.cost(
+      batch_lib.make_batch(some, pack=True, length=length)
+    ),
+  )
+  batch = batch_lib.make_batch(ids, pack=True, length=length)
   known = {token for text in ids for token in text}
   names = {token: encoding.spell(tokenizer, token) for token in known}
-  return min(batches, key=trace.cost), names
+  return batch, names, tokenizer.bos_token_id
 
 
 def _outputs(

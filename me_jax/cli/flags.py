@@ -85,6 +85,10 @@ def parse(
     ) from None
   except absl_flags.Error as error:
     raise errors.MeJaxError(str(error)) from None
+  for name in flags:
+    value = flags[name].value
+    if isinstance(value, str) and value.startswith('--'):
+      raise errors.MeJaxError(f'--{name} lacks a value: write --{name}=VALUE.')
   if rest:
     raise errors.MeJaxError(
       f"'{rest[0]}' is no flag: values are given as --name=value."

@@ -56,12 +56,13 @@ def check_writable(path: pathlib.Path | None) -> None:
   """Raises MeJaxError if a file could not be written; touches nothing."""
   if path is None:
     return
-  if path.is_dir():
+  # os.path answers False where pathlib would raise for want of permission.
+  if os.path.isdir(path):
     raise errors.MeJaxError(f'{path} is a folder, not a file to write.')
   parent = path.absolute().parent
-  while not parent.exists():
+  while not os.path.exists(parent):
     parent = parent.parent
-  if not parent.is_dir():
+  if not os.path.isdir(parent):
     raise errors.MeJaxError(f'cannot write {path}: {parent} is no folder.')
   if not os.access(parent, os.W_OK | os.X_OK):
     raise errors.MeJaxError(f'cannot write {path}: no permission in {parent}.')

@@ -87,7 +87,7 @@ class Attention(nn.Module):
       if normed and config.qk_norm == 'head':
         x_BTNH = self._norm(f'{name}_norm', x_BTNH)
       return nn.with_logical_constraint(
-        x_BTNH, ('batch', 'time', f'act_{axis}', 'head_dim')
+        x_BTNH, ('batch', 'time', f'act_{axis}', 'act_head_dim')
       )
 
     q_BTNH = rope.rotate(project('q', heads, 'heads'), cos_BTR, sin_BTR)
@@ -130,7 +130,7 @@ class Attention(nn.Module):
     # A Python float keeps the activation's type, a NumPy scalar would not.
     q_BTKGH = q_BTKGH * float((config.query_pre_attn_scalar or dim) ** -0.5)
     observed = self.is_mutable_collection('intermediates')
-    needs_probs = self.sites.touches('attn_probs')
+    needs_probs = self.sites.touches('attn_probs', reading=observed)
     starts = chunk_starts(time, self.chunk)
     outs, measured = [], {}
     for start in starts:
@@ -150,7 +150,12 @@ class Attention(nn.Module):
       probs_BKGQS = jnp.exp(scores_BKGQS - jax.lax.stop_gradient(peak_BKGQ1))
       total_BKGQ1 = jnp.sum(probs_BKGQS, axis=-1, keepdims=True)
       if needs_probs:
-        probs_BKGQS = probs_BKGQS / total_BKGQ1
+        # Padding has no row of attention: masked scores alone would leave it a
+        # uniform one.
+        real_BQ = context.segments_BT[:, start:stop] > 0
+        probs_BKGQS = jnp.where(
+          real_BQ[:, None, None, :, None], probs_BKGQS / total_BKGQ1, 0.0
+        )
         probs_BNQS = probs_BKGQS.reshape(batch, heads, stop - start, stop)
         chunk_context = context.replace(query_start=start)
         probs_BNQS = self.sites.write('attn_probs', probs_BNQS, chunk_context)

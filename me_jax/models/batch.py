@@ -13,6 +13,8 @@ import numpy as np
 from me_jax import errors
 from me_jax.models import config as config_lib
 
+_OPEN_ROWS = 64
+
 
 class Batch(NamedTuple):
   """Texts in rows.
@@ -65,8 +67,11 @@ def make_batch(
     The batch.
 
   Raises:
-    MeJaxError: there is no text, one is empty, or one exceeds `length`.
+    MeJaxError: there is no text, one is empty or exceeds `length`, or
+      `pad_side` is neither.
   """
+  if pad_side not in ('left', 'right'):
+    raise errors.MeJaxError(f"pad_side is {pad_side!r}, not 'left' or 'right'.")
   if not len(texts):
     raise errors.MeJaxError('there is no text to run.')
   for i, text in enumerate(texts):
@@ -77,14 +82,16 @@ def make_batch(
   if longest > length:
     raise errors.MeJaxError(f'a text of {longest} tokens exceeds {length}.')
   rows: list[list[Sequence[int]]] = []
-  room: list[int] = []
+  room: dict[int, int] = {}
   for text in texts:
-    fits = (row for row, free in enumerate(room) if free >= len(text))
+    fits = (row for row, free in room.items() if free >= len(text))
     row = next(fits, None) if pack else None
     if row is None:
       row = len(rows)
       rows.append([])
-      room.append(length)
+      room[row] = length
+      # A row that has waited long is taken as full: packing stays linear.
+      room.pop(row - _OPEN_ROWS, None)
     rows[row].append(text)
     room[row] -= len(text)
   tokens_BT = np.full((len(rows), length), pad_id, np.int32)

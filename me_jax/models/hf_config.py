@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -79,7 +80,7 @@ def from_hf(source: Mapping[str, Any] | str) -> config_lib.ModelConfig:
     source = _read(pathlib.Path(source))
   raw = dict(source)
   family = raw.get('model_type')
-  if family not in FAMILIES:
+  if not isinstance(family, str) or family not in FAMILIES:
     raise errors.MeJaxError(
       f'model_type {family!r} is not supported; supported are '
       f'{", ".join(sorted(FAMILIES))}{errors.nearest(str(family), FAMILIES)}.'
@@ -134,12 +135,12 @@ def _read(path: pathlib.Path) -> dict[str, Any]:
 
 def _llama(raw: dict[str, Any]) -> config_lib.ModelConfig:
   _refuse_unknown(raw)
-  bias = bool(raw.get('attention_bias', False))
+  bias = _flag(raw, 'attention_bias')
   return config_lib.ModelConfig(
     **_common(raw),
     attention_bias=bias,
     attention_out_bias=bias,
-    mlp_bias=bool(raw.get('mlp_bias', False)),
+    mlp_bias=_flag(raw, 'mlp_bias'),
   )
 
 
@@ -171,7 +172,6 @@ def _common(raw: dict[str, Any]) -> dict[str, Any]:
       'gelu_pytorch_tanh are.'
     )
   vocab = _size(raw, 'vocab_size')
-  eos = raw.get('eos_token_id')
   return dict(
       model_type=raw['model_type'],
       vocab_size=vocab,
@@ -183,13 +183,12 @@ def _common(raw: dict[str, Any]) -> dict[str, Any]:
       head_dim=_size(raw, 'head_dim', hidden // heads),
       max_position_embeddings=_size(raw, 'max_position_embeddings'),
       rms_norm_eps=_number(raw, 'rms_norm_eps'),
-      tie_word_embeddings=bool(raw.get('tie_word_embeddings', False)),
+      tie_word_embeddings=_flag(raw, 'tie_word_embeddings'),
       hidden_act=activation,
       rope=_rope(raw),
-      bos_token_id=raw.get('bos_token_id'),
-      eos_token_ids=tuple(eos) if isinstance(eos, list)
-      else () if eos is None else (eos,),
-      pad_token_id=raw.get('pad_token_id'),
+      bos_token_id=_token(raw, 'bos_token_id'),
+      eos_token_ids=_eos(raw),
+    pad_token_id=_token(raw, 'pad_token_id'),
   )  # fmt: skip
 
 
@@ -199,7 +198,7 @@ def _rope(raw: dict[str, Any]) -> config_lib.RopeConfig:
   if not isinstance(scaling, dict):
     raise errors.MeJaxError(f'rope_parameters = {scaling!r} is no object.')
   kind = scaling.get('rope_type') or scaling.get('type') or 'default'
-  if kind not in _ROPE_FIELDS:
+  if not isinstance(kind, str) or kind not in _ROPE_FIELDS:
     raise errors.MeJaxError(
       f'rope_type = {kind!r} is not handled; {", ".join(_ROPE_FIELDS)} are.'
     )
@@ -236,6 +235,32 @@ def _refuse_unknown(raw: dict[str, Any]) -> None:
     )
 
 
+def _flag(raw: Mapping[str, Any], name: str) -> bool:
+  """Returns a boolean field; absent and null are False."""
+  value = raw.get(name)
+  if value not in (None, True, False):
+    raise errors.MeJaxError(f'{name} = {value!r} is neither true nor false.')
+  return bool(value)
+
+
+def _token(raw: Mapping[str, Any], name: str) -> int | None:
+  """Returns a token id, or None."""
+  value = raw.get(name)
+  if value is not None and (
+    isinstance(value, bool) or not isinstance(value, int)
+  ):
+    raise errors.MeJaxError(f'{name} = {value!r} is no token id.')
+  return value
+
+
+def _eos(raw: Mapping[str, Any]) -> tuple[int, ...]:
+  """Returns the tokens that end a text: none, one or a list."""
+  value = raw.get('eos_token_id')
+  values = value if isinstance(value, list) else [value]
+  found = (_token({'eos_token_id': each}, 'eos_token_id') for each in values)
+  return tuple(token for token in found if token is not None)
+
+
 def _size(raw: Mapping[str, Any], name: str, default: int | None = None) -> int:
   """Returns a positive integer field."""
   value = raw.get(name)
@@ -254,6 +279,6 @@ def _number(raw: Mapping[str, Any], name: str) -> float:
     raise errors.MeJaxError(f'the configuration lacks {name}.')
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise errors.MeJaxError(f'{name} = {value!r} is not a number.')
-  if not value > 0:
-    raise errors.MeJaxError(f'{name} = {value!r} is not positive.')
+  if not (value > 0 and math.isfinite(value)):
+    raise errors.MeJaxError(f'{name} = {value!r} is not positive and finite.')
   return value

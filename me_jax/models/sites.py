@@ -160,9 +160,10 @@ class Sites:
     """The observers that keep whole values."""
     return tuple(o for o in self.observers if isinstance(o, Capture))
 
-  def touches(self, site: str) -> bool:
-    """Whether anyone reads or writes the site."""
-    return any(u.site == site for u in (*self.observers, *self.edits))
+  def touches(self, site: str, *, reading: bool) -> bool:
+    """Whether anyone writes the site, or reads it while `reading`."""
+    users = (*self.edits, *(self.observers if reading else ()))
+    return any(user.site == site for user in users)
 
   def write(
     self, site: str, value: jax.Array, context: SiteContext

@@ -11,6 +11,7 @@ import pathlib
 from matplotlib import figure as figure_lib
 import numpy as np
 
+from me_jax import errors
 from me_jax.analysis import me_report
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
@@ -49,6 +50,8 @@ def save(figure: figure_lib.Figure, path: str | os.PathLike[str]) -> None:
   try:
     figure.savefig(partial, dpi=150, format=path.suffix.lstrip('.') or 'png')
     os.replace(partial, path)
+  except OSError as error:
+    raise errors.MeJaxError(f'cannot write {path}: {error.strerror}') from None
   finally:
     partial.unlink(missing_ok=True)
 

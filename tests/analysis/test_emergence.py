@@ -117,15 +117,34 @@ def test_agreement_is_told_by_kind_of_text():
   assert with_bos.rules == {'share': {4: 4}, 'sun': {4: 4}, 'jump': {4: 4}}
   without = report.agreement['without_bos']
   assert (without.texts, without.massive) == (6, 0)
-  # All of one kind is enough, though most texts have none.
   assert report.layer == 4
+  assert '4 of 10 prompts' in report.headline()
 
 
-def test_rare_massive_texts_do_not_make_an_me_layer():
-  texts = [[2, 3, planted.BOS, 4]] + planted.texts(6, bos=False)
+def test_half_in_the_embedding_is_said_with_numbers():
+  # 2000 in the embedding already, 3000 written in one layer.
+  report = find([Plant(4, 7, 0, 3000.0)], bos_channel=2000.0)
+  assert report.verdict == 'embedding' and report.layer is None
+  assert report.shares.embedding == pytest.approx(0.4, abs=0.02)
+  assert '4' in report.headline() and '% come with' in report.headline()
+
+
+def test_one_token_texts_and_texts_of_massive_tokens_only():
+  texts = [[planted.BOS], [planted.BOS, planted.BOS], [7]]
+  report = find([Plant(4, 7, SPIKE, 5000.0)], batch_lib.make_batch(texts))
+  assert report.layer == 4
+  assert report.massive_texts == 2
+
+
+def test_values_that_overflow_are_an_error_not_a_verdict():
   model, params = planted.build([Plant(4, 7, SPIKE, 5000.0)])
-  report = me_jax.find_me_layer(model, params, batch_lib.make_batch(texts))
-  assert report.verdict == 'none' and report.massive_texts == 1
+  import jax
+  import jax.numpy as jnp
+
+  half = jax.tree.map(lambda x: (x * 30).astype(jnp.float16), params)
+  low = model.clone(dtype=jnp.float16, param_dtype=jnp.float16)
+  with pytest.raises(me_jax.MeJaxError, match='not finite in float16'):
+    me_jax.find_me_layer(low, half, planted.batch())
 
 
 def test_a_massive_token_later_in_the_text_is_followed():

@@ -13,7 +13,7 @@ from me_jax.checkpoints import leaves
 from me_jax.checkpoints import load
 from me_jax.checkpoints import names
 from me_jax.checkpoints import safetensors
-from me_jax.models import decoder
+from me_jax.models import params as params_lib
 
 
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'float16'])
@@ -52,7 +52,7 @@ def test_slices_of_reordered_rows(tiny, tmp_path, start, stop):
   """Slices need not start at the border of a head."""
   checkpoint = load.open_checkpoint(tiny.gguf(tmp_path / 'm.gguf'))
   path = 'layers/self_attn/q_proj/kernel'
-  shapes = decoder.param_shapes(checkpoint.config, 'float32')
+  shapes = params_lib.param_shapes(checkpoint.config, 'float32')
   plan = leaves.plan(shapes, checkpoint.tensors, checkpoint.names)
   [leaf] = [leaf for leaf in plan if leaf.path == path]
   index = (slice(1, 2), slice(4, 20), slice(start, stop))

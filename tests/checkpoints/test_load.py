@@ -18,7 +18,7 @@ import pytest
 
 from me_jax import errors
 from me_jax.checkpoints import load
-from me_jax.models import decoder
+from me_jax.models import params as params_lib
 
 
 def assert_same_tree(found, expected):
@@ -57,7 +57,7 @@ def test_the_loaded_model_runs(tiny, tmp_path):
 def test_params_have_exactly_the_decoders_tree(tiny, tmp_path):
   checkpoint = load.open_checkpoint(tiny.hf(tmp_path / 'm'))
   params = checkpoint.load_params('bfloat16')
-  shapes = decoder.param_shapes(checkpoint.config, 'bfloat16')
+  shapes = params_lib.param_shapes(checkpoint.config, 'bfloat16')
   assert jax.tree.structure(params) == jax.tree.structure(shapes)
   same = jax.tree.map(
     lambda p, s: p.shape == s.shape and p.dtype == s.dtype, params, shapes
@@ -241,7 +241,7 @@ def test_absurd_sizes_fail_fast(tiny, tmp_path, claim):
 def cached_shapes(monkeypatch):
   """Traces each configuration once: the fuzz loads hundreds of times."""
   monkeypatch.setattr(
-    decoder, 'param_shapes', functools.cache(decoder.param_shapes)
+    params_lib, 'param_shapes', functools.cache(params_lib.param_shapes)
   )
 
 
@@ -346,11 +346,11 @@ SHARDED = """
     import numpy as np
     from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
     from me_jax.checkpoints import assemble, load
-    from me_jax.models import decoder
+    from me_jax.models import params as params_lib
 
     checkpoint = load.open_checkpoint(sys.argv[1])
     mesh = jax.make_mesh((2, 4), ('a', 'b'), axis_types=(AxisType.Auto,) * 2)
-    shapes = decoder.param_shapes(checkpoint.config, 'float32')
+    shapes = params_lib.param_shapes(checkpoint.config, 'float32')
     specs = {1: P('b'), 2: P(None, 'b'), 3: P('a', None, 'b')}
     flipped = {1: P('b'), 2: P('a', 'b'), 3: P(None, 'b', 'a')}
     for rule in (specs, flipped):

@@ -31,8 +31,6 @@ def test_positions_restart_in_each_text():
   positions = decoder.text_positions(segments)
   assert positions[0, 2:7].tolist() == [0, 1, 0, 1, 2]
   assert positions[1].tolist() == list(range(8))
-  first = decoder.first_tokens(segments)
-  assert np.argwhere(np.asarray(first)).tolist() == [[0, 2], [0, 4], [1, 0]]
 
 
 @pytest.mark.parametrize('side', ['left', 'right'])

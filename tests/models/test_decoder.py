@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 import me_jax
+from me_jax.checkpoints import export
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
+from me_jax.models import params as params_lib
 from me_jax.models import sites
 from tests.support import planted
 from tests.support import tiny
@@ -32,7 +34,7 @@ def residuals(lm, tokens, segments=None):
   found = []
   for model, params in (
     (lm.model, lm.params),
-    (lm.model.clone(scanned=False), decoder.unstack_layers(lm.params)),
+    (lm.model.clone(scanned=False), params_lib.unstack_layers(lm.params)),
   ):
     apply = functools.partial(
       model.clone(sites=everything).apply, mutable='intermediates'
@@ -178,14 +180,10 @@ def test_the_default_model_equals_hf():
   lm = me_jax.load('smollm2')
   config = transformers.LlamaConfig(**lm.config.to_hf())
   model = transformers.LlamaForCausalLM(config).eval()
-  weights = {}
-  for path, leaf in jax.tree_util.tree_leaves_with_path(lm.params):
-    keys = [key.key for key in path]
-    name = '.'.join(keys[1 if keys[0] == 'layers' else 0 : -1])
-    for i, value in enumerate(leaf if keys[0] == 'layers' else [leaf]):
-      prefix = f'model.layers.{i}.' if keys[0] == 'layers' else 'model.'
-      value = np.asarray(value).T if keys[-1] == 'kernel' else np.asarray(value)
-      weights[f'{prefix}{name}.weight'] = torch.tensor(value)
+  weights = {
+    name: torch.tensor(value)
+    for name, value in export.hf_tensors(lm.config, lm.params).items()
+  }
   weights['lm_head.weight'] = weights['model.embed_tokens.weight']
   model.load_state_dict(weights)
   text = ' '.join(map(str, range(200)))
@@ -282,7 +280,7 @@ def test_every_parameter_names_its_logical_axes():
 
 def test_stacking_undoes_unstacking():
   _, params = planted.build([])
-  again = decoder.stack_layers(decoder.unstack_layers(params))
+  again = params_lib.stack_layers(params_lib.unstack_layers(params))
   jax.tree.map(np.testing.assert_array_equal, params, again)
 
 

@@ -76,6 +76,13 @@ def test_round_trip(tmp_path):
     ({'hidden_size': None}, 'lacks hidden_size'),
     ({'num_hidden_layers': True}, 'num_hidden_layers'),
     ({'rms_norm_eps': 'small'}, 'rms_norm_eps'),
+    ({'rms_norm_eps': float('inf')}, 'rms_norm_eps'),
+    ({'model_type': ['llama']}, 'model_type'),
+    ({'rope_scaling': {'type': ['linear']}}, 'rope_type'),
+    ({'bos_token_id': [1]}, 'bos_token_id'),
+    ({'eos_token_id': {'a': 1}}, 'eos_token_id'),
+    ({'tie_word_embeddings': 'false'}, 'tie_word_embeddings'),
+    ({'rope_theta': -1.0}, 'rope_theta'),
   ],
 )
 def test_what_is_not_handled_is_refused_by_name(changes, named):

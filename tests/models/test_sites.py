@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from me_jax.analysis import observers
-from me_jax.models import decoder
+from me_jax.models import batch as batch_lib
+from me_jax.models import params as params_lib
 from me_jax.models import sites
 from tests.support import planted
 
@@ -61,7 +62,7 @@ def run(model, params, used, operands=None, **kwargs):
 def test_every_site_can_be_read(model_and_params, site, scanned):
   model, params = model_and_params
   if not scanned:
-    params = decoder.unstack_layers(params)
+    params = params_lib.unstack_layers(params)
   used = sites.Sites(
     observers=(
       KeySum()
@@ -83,7 +84,7 @@ def test_scanned_and_unrolled_see_the_same(model_and_params):
   operands = {'act': jnp.array([4, 1])}
   _, scanned = run(model, params, used, operands)
   _, unrolled = run(
-    model, decoder.unstack_layers(params), used, operands, scanned=False
+    model, params_lib.unstack_layers(params), used, operands, scanned=False
   )
   assert set(scanned) == {'norm', 'received', 'act'}
   chex.assert_trees_all_close(scanned, unrolled, rtol=1e-5, atol=1e-5)
@@ -188,6 +189,32 @@ def test_attention_rows_sum_to_one_over_visible_keys(model_and_params):
   probs = np.asarray(seen['probs'][0])
   np.testing.assert_allclose(probs.sum(-1), 1.0, atol=1e-5)
   assert (np.triu(probs[0, 0], 1) == 0).all()
+
+
+def test_padding_has_no_row_of_attention():
+  model, params = planted.build([])
+  used = sites.Sites(observers=(sites.Capture('attn_probs', 'probs'),))
+  batch = batch_lib.make_batch([[3, 4, 5], [3, 4, 5, 6, 7, 8]], pad_side='left')
+  _, state = model.clone(sites=used, attention_chunk=2).apply(
+    {'params': params}, *batch, {'probs': jnp.array([3])},
+    mutable='intermediates',
+  )  # fmt: skip
+  probs = np.asarray(sites.read(state)['probs'][0, 0])
+  assert (probs[:, :3] == 0).all() and (probs[:, :, :3] == 0).all()
+  np.testing.assert_allclose(probs[:, 3:].sum(-1), 1.0, atol=1e-5)
+
+
+def test_an_unread_observer_of_probabilities_changes_no_program():
+  model, params = planted.build([])
+  seeing = model.clone(sites=sites.Sites(observers=(KeySum(),)))
+
+  def compiled(model):
+    call = jax.jit(lambda p: model.apply({'params': p}, *BATCH).logits)
+    return call.lower(params).compile().cost_analysis()
+
+  plain, silent = compiled(model), compiled(seeing)
+  assert silent['flops'] == plain['flops']
+  assert silent['bytes accessed'] == plain['bytes accessed']
 
 
 def test_chunks_of_attention_add_up(model_and_params):

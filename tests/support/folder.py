@@ -6,11 +6,9 @@ import json
 import pathlib
 from typing import Any
 
-import jax
-import numpy as np
 from safetensors import numpy as safetensors_numpy
 
-from me_jax.checkpoints import names as names_lib
+from me_jax.checkpoints import export
 from me_jax.models import decoder
 from tests.support import planted
 
@@ -20,15 +18,7 @@ def write(
 ) -> pathlib.Path:
   """Writes weights, config.json and a tokenizer of single letters."""
   folder.mkdir(parents=True, exist_ok=True)
-  origins = names_lib.hf_table(model.config, {}).origins
-  tensors = {}
-  for keys, leaf in jax.tree_util.tree_leaves_with_path(params):
-    path = '/'.join(key.key for key in keys)
-    values = np.asarray(leaf) if path.startswith('layers/') else leaf[None]
-    for layer, value in enumerate(np.asarray(values)):
-      value = value.T if origins[path].transpose else value
-      name = origins[path].template.format(layer=layer)
-      tensors[name] = np.ascontiguousarray(value)
+  tensors = export.hf_tensors(model.config, params)
   safetensors_numpy.save_file(tensors, folder / 'model.safetensors')
   (folder / 'config.json').write_text(json.dumps(model.config.to_hf()))
   _tokenizer().save_pretrained(folder)

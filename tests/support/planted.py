@@ -18,6 +18,7 @@ import numpy as np
 from me_jax.models import batch as batch_lib
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
+from me_jax.models import params as params_lib
 
 BOS = 1
 WIDTH, FFN, LAYERS, VOCAB = 64, 24, 8, 50
@@ -52,7 +53,7 @@ def build(
   random = np.random.default_rng(seed)
   params = jax.tree.map(
     lambda leaf: random.normal(0, 0.02, leaf.shape).astype(np.float32),
-    decoder.param_shapes(config, 'float32'),
+    params_lib.param_shapes(config, 'float32'),
   )
   params['norm']['weight'] = np.ones(WIDTH, np.float32)
   for name in ('input_layernorm', 'post_attention_layernorm'):

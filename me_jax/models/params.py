@@ -1,0 +1,64 @@
+"""The parameter tree as a value: its shapes, and its two layouts.
+
+Letters: L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from me_jax import errors
+from me_jax.models import config as config_lib
+from me_jax.models import decoder
+
+
+def param_shapes(config: config_lib.ModelConfig, dtype: Any) -> dict[str, Any]:
+  """Returns the parameter tree as `jax.ShapeDtypeStruct`s, computing nothing.
+
+  Args:
+    config: which model.
+    dtype: of every leaf.
+  """
+  shapes = _param_shapes(config, jnp.dtype(dtype))
+  return jax.tree.map(lambda leaf: leaf, shapes)
+
+
+@functools.lru_cache
+def _param_shapes(
+  config: config_lib.ModelConfig, dtype: jnp.dtype
+) -> dict[str, Any]:
+  model = decoder.Decoder(config, param_dtype=dtype)
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  return nn.unbox(variables['params'])
+
+
+def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns the tree of the unrolled decoder: `layers_0`, `layers_1`, ...
+
+  Args:
+    params: the tree of the scanned decoder.
+  """
+  stacked = params['layers']
+  count = jax.tree.leaves(stacked)[0].shape[0]
+  return {k: v for k, v in params.items() if k != 'layers'} | {
+    f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
+    for i in range(count)
+  }
+
+
+def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
+  """Undoes `unstack_layers`."""
+  rest = {k: v for k, v in params.items() if not k.startswith('layers_')}
+  count = len(params) - len(rest)
+  if not count:
+    raise errors.MeJaxError('the parameter tree holds no unstacked layers')
+  layers = [params[f'layers_{i}'] for i in range(count)]
+  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
+  return rest | {'layers': stacked}
