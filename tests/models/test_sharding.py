@@ -1,0 +1,74 @@
+"""The logical axes at work: eight CPU devices give what one gives."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+PROGRAM = """
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from me_jax.analysis import residual
+    from tests.support import planted
+
+    assert len(jax.devices()) == 8
+    model, params = planted.build([planted.Plant(4, 7, 9, 5000.0)])
+    batch = planted.batch(count=4, length=15)
+    operands = {
+      'positions': np.zeros((4, 2), np.int32),
+      'members': (batch.segments_BT == 1)[:, None],
+    }
+    alone = jax.device_get(residual.measure(model, params, *batch, operands))
+
+    mesh = jax.make_mesh(
+      (4, 2), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    rules = [
+      ('batch', 'data'), ('vocab', 'tensor'), ('mlp', 'tensor'),
+      ('heads', 'tensor'), ('kv_heads', 'tensor'), ('embed', 'data'),
+      ('act_mlp', 'tensor'), ('act_heads', 'tensor'),
+      ('act_kv_heads', 'tensor'), ('act_vocab', 'tensor'),
+    ]
+    boxes = jax.eval_shape(
+      model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    )['params']
+    shardings = nn.logical_to_mesh_sharding(
+      nn.get_partition_spec(boxes), mesh, rules
+    )
+    placed = jax.tree.map(jax.device_put, params, shardings)
+    kernel = placed['layers']['mlp']['up_proj']['kernel']
+    assert kernel.addressable_shards[0].data.shape == (8, 16, 12)
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+      compiled = residual.measure.lower(
+        model, placed, *batch, operands
+      ).compile()
+      together = jax.device_get(compiled(placed, *batch, operands))
+    # The FFN's activation exists only as halves, of a quarter of the batch.
+    assert 'f32[1,16,12]' in compiled.as_text()
+    assert 'f32[1,16,24]' not in compiled.as_text()
+    for name, value in alone.items():
+      np.testing.assert_allclose(
+        together[name], value, rtol=1e-4, atol=1e-2, err_msg=name
+      )
+"""
+
+
+def test_eight_devices_give_what_one_gives():
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(PROGRAM)],
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'PYTHONPATH': os.pathsep.join(sys.path),
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
