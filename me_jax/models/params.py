@@ -35,7 +35,8 @@ def _param_shapes(
 ) -> dict[str, Any]:
   model = decoder.Decoder(config, param_dtype=dtype)
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  variables = jax.eval_shape(model.init, jax.random.key(0), tokens)
+  key = jax.eval_shape(jax.random.key, 0)  # a real one would start the device
+  variables = jax.eval_shape(model.init, key, tokens)
   return nn.unbox(variables['params'])
 
 
