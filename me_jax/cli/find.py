@@ -117,6 +117,7 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
     )
     progress.step('compiling', 0, 1)
     compiled = compiling.result()
+    session.return_freed_memory()
     progress.step('compiling', 1, 1)
     return emergence.find_me_layer(
       model,
