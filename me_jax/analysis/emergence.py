@@ -266,10 +266,11 @@ def _tokens(
 
 
 def _peak(trace: trace_lib.Trace) -> me_report.Peak:
-  """Returns the largest activation of all, massive or not."""
-  layer, text = np.unravel_index(trace.peak_LX.argmax(), trace.peak_LX.shape)
-  median = float(trace.median_LX[layer, text])
-  value = float(trace.peak_LX[layer, text])
+  """Returns the largest activation, of massive texts where there are any."""
+  peak_LX = trace.peak_LX[:, trace.used_X]
+  layer, text = np.unravel_index(peak_LX.argmax(), peak_LX.shape)
+  median = float(trace.median_LX[:, trace.used_X][layer, text])
+  value = float(peak_LX[layer, text])
   return me_report.Peak(value, value / max(median, 1e-30), int(layer))
 
 

@@ -92,6 +92,8 @@ class MassiveToken(NamedTuple):
 class Peak(NamedTuple):
   """The largest activation of any token in any layer's output.
 
+  Of the texts with massive activations, or of all where none has any.
+
   Attributes:
     value: |x|.
     ratio: over the median |x| of that output in the same text.
@@ -173,7 +175,7 @@ class MEReport:
     massive = f'{self.massive_texts} of {self.texts} prompts'
     if self.verdict == 'none':
       return (
-        f'No massive activations: the largest |x| is {self.peak.value:.4g}, '
+        f'No massive activations: the largest |x| is {self.peak.value:,.4g}, '
         f"{self.peak.ratio:.3g} times its layer's median."
       )
     if self.verdict == 'embedding':

@@ -107,9 +107,14 @@ def _variants(
   bos_id: int | None,
 ) -> list[list[int]]:
   """Returns the ids of one text, with or without BOS, or both."""
-  if isinstance(text, str) and not text:
+  if not text:
     return [[]]
   is_chat = not isinstance(text, str)
+  if is_chat and not all(isinstance(turn, dict) for turn in text):
+    raise errors.MeJaxError(
+      f'prompt {number} is neither a string nor a chat; for token ids there is '
+      'make_batch.'
+    )
   templated = is_chat and tokenizer.chat_template
   if templated:
     try:

@@ -15,6 +15,7 @@ import numpy as np
 
 from me_jax import errors
 from me_jax.checkpoints import gguf
+from me_jax.checkpoints import tokenizer as tokenizer_lib
 
 # Kinds of tokens in `tokenizer.ggml.token_type`.
 _UNKNOWN, _CONTROL, _USER_DEFINED = 2, 3, 4
@@ -81,6 +82,7 @@ def build(file: gguf.GgufFile) -> Any:
   tokens = _strings(file, 'tokens')
   if len(set(tokens)) != len(tokens):
     raise errors.MeJaxError(f'{file.path}: a token appears twice')
+  tokenizer_lib.quiet()
   from transformers import PreTrainedTokenizerFast
 
   tokenizer = builders[kind](file, tokens)

@@ -31,6 +31,7 @@ def load(folder: str) -> Any:
     MeJaxError: the files are there but broken.
   """
   present = set(os.listdir(folder))
+  quiet()
   if FAST_FILE in present:
     from transformers import PreTrainedTokenizerFast as loader
   elif present.intersection(_SLOW_FILES):
@@ -44,3 +45,8 @@ def load(folder: str) -> Any:
     raise errors.MeJaxError(
       f'cannot read the tokenizer in {folder}: {str(error)[:200]}'
     ) from error
+
+
+def quiet() -> None:
+  """Keeps transformers from advising to install torch: we need none of it."""
+  os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from me_jax import errors
 from me_jax.cli import flags as flags_lib
 from me_jax.cli import session
 
@@ -64,12 +65,13 @@ def run(flags: absl_flags.FlagValues) -> None:
     },
   )
   # Files first: whoever reads the table may stop reading.
+  for path in filter(None, (json_path, figure_path)):
+    session.make_parent(path)
   if json_path:
     session.write_json(json_path, report.to_json())
   if figure_path:
     from me_jax.plotting import figures
 
-    session.make_parent(figure_path)
     figures.save(figures.emergence(report), figure_path)
   from me_jax.cli import find_table
 
@@ -175,9 +177,9 @@ def _outputs(
   )
   for path in paths:
     session.check_writable(path)
+  if paths[0] and paths[0] == paths[1]:
+    raise errors.MeJaxError(f'--json and --figure both name {paths[0]}.')
   if paths[1] and paths[1].suffix not in ('.png', '.svg', '.pdf'):
-    from me_jax import errors
-
     raise errors.MeJaxError(
       f'--figure={paths[1]}: the name must end in .png, .svg or .pdf.'
     )

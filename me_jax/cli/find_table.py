@@ -102,8 +102,7 @@ def _facts(report: me_report.MEReport) -> list[tuple[str, str]]:
     for token in report.tokens:
       places[token.position] = places.get(token.position, 0) + token.texts
     where = ', '.join(
-      f'{"the first token" if place == 0 else f"token {place + 1}"} in {count} '
-      'prompts'
+      f'position {place} in {count} prompt{"" if count == 1 else "s"}'
       for place, count in sorted(places.items())[:_SHOWN_TOKENS]
     )
     tokens = [

@@ -40,7 +40,8 @@ def define_prompts(flags: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_string(
     'prompts',
     None,
-    'a file of prompts: .jsonl with "text" or "messages" in each row, or plain '
+    'a file of prompts: .jsonl with "text", "prompt" or "messages" in each '
+    'row, or plain '
     'text with a prompt a line. Default: 24 built-in prompts of varied kind.',
     flag_values=flags,
   )
@@ -49,7 +50,8 @@ def define_prompts(flags: absl_flags.FlagValues) -> None:
     'both',
     ['auto', 'always', 'never', 'both'],
     'whether prompts start with the BOS token: as the tokenizer does it, '
-    'always, never, or each prompt both ways.',
+    'always, never (a chat template may write one itself), or each prompt '
+    'both ways where that makes a difference.',
     flag_values=flags,
   )
 
@@ -87,7 +89,7 @@ def parse(
     raise errors.MeJaxError(str(error)) from None
   for name in flags:
     value = flags[name].value
-    if isinstance(value, str) and value.startswith('--'):
+    if isinstance(value, str) and (not value or value.startswith('--')):
       raise errors.MeJaxError(f'--{name} lacks a value: write --{name}=VALUE.')
   if rest:
     raise errors.MeJaxError(

@@ -15,7 +15,8 @@ from me_jax import errors
 from me_jax.analysis import me_report
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = '#0072B2', '#D55E00', '#009E73', '#777777'
+BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
+PINK, GREY = '#CC79A7', '#777777'
 _RIDGE_CHANNELS = 24  # of each layer's line that are kept sharp
 
 
@@ -59,7 +60,7 @@ def save(figure: figure_lib.Figure, path: str | os.PathLike[str]) -> None:
 def _token_title(report: me_report.MEReport) -> str:
   if not report.tokens:
     return 'the first token of each prompt'
-  return '|x| of the massive token'
+  return '|x| of the massive token (orange: the ME Layer)'
 
 
 def _ridges(axes, profile_ZD: np.ndarray, top: float, mark: int | None) -> None:
@@ -102,7 +103,7 @@ def _shares(axes, report: me_report.MEReport) -> None:
   layers = np.arange(len(report.jump))
   control = report.control.shares
   axes.bar(layers, report.shares.ffn, color=BLUE, label='FFN')
-  axes.bar(layers, report.shares.attn, color=ORANGE, label='attention')
+  axes.bar(layers, report.shares.attn, color=PINK, label='attention')
   axes.step(
     layers,
     control.attn + control.ffn,
