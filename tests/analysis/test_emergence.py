@@ -52,6 +52,20 @@ def test_shares_sum_to_one_and_the_control_token_has_none():
   assert report.control.norm.max() < 100
 
 
+def test_a_layer_that_erases_the_plateau_has_no_share_of_it():
+  report = find(
+    [
+      Plant(4, 7, SPIKE, 5000.0),
+      Plant(6, 3, SPIKE, -5000.0, read=SPIKE),
+    ]
+  )
+  assert report.layer == 4 and report.plateau == (4, 5)
+  assert report.shares.ffn[6] == 0 and report.norm[7] < 500
+  shares = report.shares
+  total = shares.attn.sum() + shares.ffn.sum() + shares.embedding
+  assert total == pytest.approx(1.0, abs=1e-4)
+
+
 def test_a_decoy_that_fades_is_not_reported():
   decoy = 20
   report = find(
