@@ -2,8 +2,9 @@
 
 Written to be fair: all threads, no gradients, no head that nobody reads, no
 padding that sorting by length avoids, reductions inside the hooks so that no
-layer's states are kept, the same sampled median. As a script it is the peer of
-`me-jax find`: `python -m benchmarks.torch_peer MODEL OUT.json`.
+layer's states are kept, and a median over a sample where me_jax counts all
+entries. As a script it is the peer of `me-jax find`:
+`python -m benchmarks.torch_peer MODEL OUT.json`.
 """
 
 from __future__ import annotations

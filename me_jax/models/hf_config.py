@@ -27,8 +27,8 @@ _HARMLESS = frozenset({
     'tokenizer_class', 'prefix', 'problem_type', 'id2label', 'label2id',
     'task_specific_params', 'finetuning_task', 'torchscript', 'use_bfloat16',
     'chunk_size_feed_forward', 'is_decoder', 'use_return_dict', 'name_or_path',
-    'layer_types', 'max_window_layers', 'is_llama_config', 'rope_interleaved',
-    'mlp_bias', 'transformers.js_config', 'num_labels', 'pruned_heads',
+    'layer_types', 'max_window_layers', 'is_llama_config',
+    'transformers.js_config', 'num_labels', 'pruned_heads',
 })  # fmt: skip
 # Fields that are harmless at exactly this value, whose other values are not.
 _INERT = {
