@@ -76,10 +76,10 @@ def token_ids(
     for ids in _variants(tokenizer, number, text, bos, bos_id):
       if not ids:
         raise errors.MeJaxError(f'prompt {number} is empty: it has no tokens.')
-      if len(ids) > config.max_position_embeddings:
+      if len(ids) > config.context_length:
         raise errors.MeJaxError(
           f'prompt {number} has {len(ids)} tokens, more than the context of '
-          f'{config.max_position_embeddings}: shorten it.'
+          f'{config.context_length}: shorten it.'
         )
       if max(ids) >= config.vocab_size:
         raise errors.MeJaxError(

@@ -94,16 +94,14 @@ def hf_table(
 
   Args:
     config: of the model.
-    stored: names in the checkpoint. A checkpoint of the bare decoder, saved
-      without its head, lacks the prefix `model.`.
+    stored: names in the checkpoint. Without them, the names that transformers
+      gives a language model.
   """
-  stored = tuple(stored)
-  bare = stored and not any(name.startswith('model.') for name in stored)
-  prefix = '' if bare else 'model.'
+  prefix, head = _prefixes(tuple(stored))
   modules = {
     'embed_tokens': f'{prefix}embed_tokens',
     'norm': f'{prefix}norm',
-    'lm_head': 'lm_head',
+    'lm_head': head,
   }
   for module in _HF_LAYER:
     name = module.replace('/', '.')
@@ -112,9 +110,31 @@ def hf_table(
   if config.fused_projections:
     origins |= _fused(f'{prefix}layers.{{layer}}', config)
   harmless = r'(.*\.)?rotary_emb\.inv_freq'
+  if 'language_model.' in prefix:
+    harmless += r'|(model\.)?(vision_tower|multi_modal_projector)\..*'
   if config.tie_word_embeddings:
-    harmless += r'|lm_head\.weight'
+    harmless += rf'|{re.escape(head)}\.weight'
   return NameTable(origins=origins, harmless=re.compile(harmless))
+
+
+def _prefixes(stored: tuple[str, ...]) -> tuple[str, str]:
+  """Returns what stands before the decoder's names, and the head's name.
+
+  A checkpoint of the bare decoder, saved without its head, has no prefix; in
+  one of several modalities the language model is a part, which transformers 4
+  and 5 place differently.
+  """
+  prefixes = {
+    'model.language_model.': 'lm_head',
+    'language_model.model.': 'language_model.lm_head',
+    'model.': 'lm_head',
+  }
+  if not stored:
+    return 'model.', 'lm_head'
+  for prefix, head in prefixes.items():
+    if any(name.startswith(prefix) for name in stored):
+      return prefix, head
+  return '', 'lm_head'
 
 
 def gguf_table(config: config_lib.ModelConfig) -> NameTable:

@@ -108,6 +108,7 @@ class Attention(nn.Module):
     return norms.RMSNorm(
       eps=self.config.rms_norm_eps,
       offset=self.config.norm_offset,
+      in_float32=self.config.norm_in_float32,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       axis='head_dim' if self.config.qk_norm == 'head' else 'norm',

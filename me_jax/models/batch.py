@@ -139,10 +139,10 @@ def check_batch(config: config_lib.ModelConfig, batch: Batch) -> Batch:
   keys = list(zip(spans.row, segments_BT[spans.row, spans.start]))
   if len(set(keys)) < len(keys):
     raise errors.MeJaxError('a text of the batch is not contiguous.')
-  if spans.length.max() > config.max_position_embeddings:
+  if spans.length.max() > config.context_length:
     raise errors.MeJaxError(
       f'a text of {spans.length.max()} tokens exceeds the context of '
-      f'{config.max_position_embeddings}.'
+      f'{config.context_length}.'
     )
   tokens_BT = np.where(segments_BT > 0, tokens_BT, 0)
   return Batch(tokens_BT.astype(np.int32), segments_BT)

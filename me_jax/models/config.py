@@ -25,7 +25,10 @@ class RopeConfig:
     kind: `default`, `linear`, `dynamic`, `llama3`, `yarn` or `longrope`.
     partial_rotary_factor: share of each head that is rotated.
     factor: how much longer the context is than the original one.
-    original_max_position_embeddings: the context that was trained first.
+    original_max_position_embeddings: the context that was trained first. In
+      `dynamic` and `longrope` a text that is longer than it has frequencies of
+      its own; which ones depends on the length of the text alone, never on
+      what else is in the batch.
     low_freq_factor: llama3: wavelengths above original/low are divided.
     high_freq_factor: llama3: wavelengths below original/high are kept.
     beta_fast: yarn: rotations above which nothing is interpolated.
@@ -69,7 +72,8 @@ class ModelConfig:
     num_attention_heads: N.
     num_key_value_heads: K; divides N.
     head_dim: H; need not be D / N.
-    max_position_embeddings: longest context in tokens.
+    max_position_embeddings: longest context in tokens, unless the rotary
+      embedding stretches it further: see `context_length`.
     rms_norm_eps: added to the mean square before the root.
     tie_word_embeddings: whether the embedding is also the output head.
     hidden_act: activation of the gate.
@@ -82,6 +86,8 @@ class ModelConfig:
     norm_placement: RMSNorm before each branch (`pre`), after it (`post`,
       OLMo 2) or both (`sandwich`, Gemma 2 and 3).
     norm_offset: added to every norm weight (Gemma stores w - 1).
+    norm_in_float32: whether the norm's weight is multiplied before the result
+      is cast (Gemma, OLMo 2) or after (all others); ours, no HF counterpart.
     embedding_scale: multiplies the token embeddings (Gemma: sqrt(D)).
     query_pre_attn_scalar: scores are divided by its root; None means H.
     attn_logit_softcapping: cap c of scores, c * tanh(s / c); None is none.
@@ -118,6 +124,7 @@ class ModelConfig:
   qk_norm: QkNorm = 'none'
   norm_placement: NormPlacement = 'pre'
   norm_offset: float = 0.0
+  norm_in_float32: bool = False
   embedding_scale: float = 1.0
   query_pre_attn_scalar: float | None = None
   attn_logit_softcapping: float | None = None
@@ -131,6 +138,15 @@ class ModelConfig:
   bos_token_id: int | None = None
   eos_token_ids: tuple[int, ...] = ()
   pad_token_id: int | None = None
+
+  @property
+  def context_length(self) -> int:
+    """Longest text in tokens, what the rotary embedding is stretched to."""
+    rope = self.rope
+    if rope.kind not in ('dynamic', 'yarn'):
+      return self.max_position_embeddings
+    stretched = int(rope.original_max_position_embeddings * rope.factor)
+    return max(self.max_position_embeddings, stretched)
 
   @classmethod
   def from_hf(cls, source: dict[str, Any] | str) -> ModelConfig:

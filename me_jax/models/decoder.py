@@ -167,6 +167,7 @@ class Block(nn.Module):
     return norms.RMSNorm(
       eps=self.config.rms_norm_eps,
       offset=self.config.norm_offset,
+      in_float32=self.config.norm_in_float32,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name=name,
@@ -254,6 +255,7 @@ class Decoder(nn.Module):
     hidden_BTD = norms.RMSNorm(
       eps=config.rms_norm_eps,
       offset=config.norm_offset,
+      in_float32=config.norm_in_float32,
       dtype=self.dtype,
       param_dtype=self.param_dtype,
       name='norm',
@@ -293,10 +295,13 @@ class Decoder(nn.Module):
     """Runs all blocks on the residual stream, scanned or unrolled."""
     config = self.config
     positions_BT = text_positions(segments_BT)
+    lengths_BT = text_lengths(segments_BT)
     ropes = [config.rope] + ([config.rope_local] if config.rope_local else [])
     shared = Shared(
       segments_BT,
-      tuple(rope.tables(r, config.head_dim, positions_BT) for r in ropes),
+      tuple(
+        rope.tables(r, config.head_dim, positions_BT, lengths_BT) for r in ropes
+      ),
       operands,
     )
     count = config.num_hidden_layers
@@ -379,3 +384,9 @@ def text_positions(segments_BT: jax.Array) -> jax.Array:
   before_BT = jnp.pad(segments_BT[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
   start_BT = jnp.where(segments_BT != before_BT, index_1T, 0)
   return index_1T - jax.lax.cummax(start_BT, axis=1)
+
+
+def text_lengths(segments_BT: jax.Array) -> jax.Array:
+  """Returns how many tokens each token's text has, `[B, T]` int32."""
+  after_BT = text_positions(segments_BT[:, ::-1])[:, ::-1]
+  return text_positions(segments_BT) + after_BT + 1

@@ -28,12 +28,12 @@ class RMSNorm(nn.Module):
   """Root-mean-square norm (Zhang and Sennrich 2019, arXiv 1910.07467).
 
   The state is normalised in float32, cast to `dtype`, then multiplied by the
-  weight: the order of the Llama family. With an `offset` (Gemma) the weight
-  is added to it and applied in float32, before the cast.
+  weight: the order of the Llama family. Others multiply before they cast.
 
   Attributes:
     eps: added to the mean square.
-    offset: what the stored weight must be added to.
+    offset: what the stored weight must be added to (Gemma: 1).
+    in_float32: whether the weight is multiplied before the cast.
     dtype: of the result.
     param_dtype: of the weight.
     axis: logical name of the normalised axis, for sharding.
@@ -41,6 +41,7 @@ class RMSNorm(nn.Module):
 
   eps: float
   offset: float = 0.0
+  in_float32: bool = False
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   axis: str = 'norm'
@@ -55,9 +56,11 @@ class RMSNorm(nn.Module):
       (x.shape[-1],),
       self.param_dtype,
     )
-    weight_D = weight_D.reshape((1,) * (x.ndim - 1) + (-1,))
-    normal = rms_normalize(x, self.eps)
+    kind = jnp.float32 if self.in_float32 else self.dtype
+    scale_D = weight_D.astype(kind)
     if self.offset:
-      scaled = normal * (self.offset + weight_D.astype(jnp.float32))
-      return scaled.astype(self.dtype)
-    return normal.astype(self.dtype) * weight_D.astype(self.dtype)
+      scale_D = scale_D + self.offset
+    scale_D = scale_D.reshape((1,) * (x.ndim - 1) + (-1,))
+    return (rms_normalize(x, self.eps).astype(kind) * scale_D).astype(
+      self.dtype
+    )
