@@ -17,6 +17,8 @@ _CACHE = tempfile.TemporaryDirectory(prefix='me_jax_tests_')
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 os.environ['HF_HUB_OFFLINE'] = '1'
+# Threads cost tiny reference models more than they give.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['ME_JAX_CACHE'] = _CACHE.name
 
 

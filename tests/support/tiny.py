@@ -77,6 +77,32 @@ def hf_model(family: str, seed: int = 0, **overrides: Any) -> Any:
   return model
 
 
+def train(model: Any, steps: int = 100) -> Any:
+  """Trains a model for a few seconds, so that it has something to say.
+
+  The text: each token is mostly followed by one that is fixed for it, and
+  sometimes by any.
+  """
+  import torch
+
+  vocab = model.config.vocab_size
+  generator = torch.Generator().manual_seed(0)
+  following = torch.randperm(vocab, generator=generator)
+  optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+  for _ in range(steps):
+    tokens = torch.randint(vocab, (8, 64), generator=generator)
+    usual = torch.rand((8, 64), generator=generator) < 0.8
+    for t in range(1, 64):
+      tokens[:, t] = torch.where(
+        usual[:, t], following[tokens[:, t - 1]], tokens[:, t]
+      )
+    loss = model(tokens, labels=tokens).loss
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+  return model
+
+
 def hf_llama(seed: int = 0, **overrides: Any) -> Any:
   """Returns `hf_model('llama')`."""
   return hf_model('llama', seed, **overrides)
