@@ -20,6 +20,7 @@ from me_jax import errors
 from me_jax.checkpoints import assemble
 from me_jax.checkpoints import gguf
 from me_jax.checkpoints import gguf_config
+from me_jax.checkpoints import gguf_names
 from me_jax.checkpoints import gguf_tokenizer
 from me_jax.checkpoints import leaves
 from me_jax.checkpoints import locate
@@ -224,7 +225,7 @@ def _open_hf(folder: str) -> Checkpoint:
 def _open_gguf(path: str) -> Checkpoint:
   file = gguf.open_file(path)
   config = _translate(gguf_config.to_hf(file), file.tensors, path)
-  names = names_lib.gguf_table(config)
+  names = gguf_names.gguf_table(config)
   leaves.check_sizes(config, file.tensors, names)
   leaves.plan(params_lib.param_shapes(config, 'float32'), file.tensors, names)
   return Checkpoint(

@@ -1,10 +1,9 @@
 """Which stored tensor does each parameter come from?
 
 One table per naming scheme. Hugging Face checkpoints of all Llama-like
-families share one: our tree uses its names. GGUF has another, and stores the
-rows of Llama's queries and keys in the order that ggml's rotary embedding
-wants. A family that differs (fused projections, norms stored with an offset)
-is an `Origin` with other fields.
+families share one: our tree uses its names. GGUF's are in `gguf_names.py`. A
+family that differs (fused projections, norms stored with an offset) is an
+`Origin` with other fields.
 """
 
 from __future__ import annotations
@@ -32,21 +31,6 @@ _HF_LAYER = (
   'mlp/up_proj',
   'mlp/down_proj',
 )
-_GGUF_LLAMA = {
-  'embed_tokens': 'token_embd',
-  'norm': 'output_norm',
-  'lm_head': 'output',
-  'layers/input_layernorm': 'blk.{layer}.attn_norm',
-  'layers/self_attn/q_proj': 'blk.{layer}.attn_q',
-  'layers/self_attn/k_proj': 'blk.{layer}.attn_k',
-  'layers/self_attn/v_proj': 'blk.{layer}.attn_v',
-  'layers/self_attn/o_proj': 'blk.{layer}.attn_output',
-  'layers/post_attention_layernorm': 'blk.{layer}.ffn_norm',
-  'layers/mlp/gate_proj': 'blk.{layer}.ffn_gate',
-  'layers/mlp/up_proj': 'blk.{layer}.ffn_up',
-  'layers/mlp/down_proj': 'blk.{layer}.ffn_down',
-}
-_ROTATED = ('layers/self_attn/q_proj', 'layers/self_attn/k_proj')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,9 +90,12 @@ def hf_table(
   for module in _HF_LAYER:
     name = module.replace('/', '.')
     modules[f'layers/{module}'] = f'{prefix}layers.{{layer}}.{name}'
-  origins = _origins(modules)
+  origins = module_origins(modules)
   if config.fused_projections:
-    origins |= _fused(f'{prefix}layers.{{layer}}', config)
+    layer = f'{prefix}layers.{{layer}}'
+    origins |= fused_origins(
+      config, f'{layer}.self_attn.qkv_proj', f'{layer}.mlp.gate_up_proj'
+    )
   harmless = r'(.*\.)?rotary_emb\.inv_freq'
   if 'language_model.' in prefix:
     harmless += r'|(model\.)?(vision_tower|multi_modal_projector)\..*'
@@ -137,22 +124,12 @@ def _prefixes(stored: tuple[str, ...]) -> tuple[str, str]:
   return '', 'lm_head'
 
 
-def gguf_table(config: config_lib.ModelConfig) -> NameTable:
-  """Returns the table of GGUF files of the `llama` architecture.
+def module_origins(modules: Mapping[str, str]) -> dict[str, Origin]:
+  """Returns the origins of every leaf that these modules may have.
 
   Args:
-    config: of the model.
+    modules: each module of the tree, and its name in the checkpoint.
   """
-  origins = _origins(_GGUF_LLAMA)
-  for path, origin in origins.items():
-    if path.startswith(_ROTATED):
-      origins[path] = dataclasses.replace(origin, rotary_rows=config.head_dim)
-  # What `rope_freqs` says is in the configuration by now: see gguf_config.
-  return NameTable(origins=origins, harmless=re.compile(r'rope_freqs\.weight'))
-
-
-def _origins(modules: Mapping[str, str]) -> dict[str, Origin]:
-  """Returns the origins of every leaf that these modules may have."""
   origins = {}
   for module, name in modules.items():
     if module == 'embed_tokens':
@@ -167,22 +144,30 @@ def _origins(modules: Mapping[str, str]) -> dict[str, Origin]:
   return origins
 
 
-def _fused(prefix: str, config: config_lib.ModelConfig) -> dict[str, Origin]:
-  """Returns the origins of projections that are stored on top of each other."""
+def fused_origins(
+  config: config_lib.ModelConfig, qkv: str, gate_up: str
+) -> dict[str, Origin]:
+  """Returns the origins of projections that are stored on top of each other.
+
+  Args:
+    config: of the model.
+    qkv: name in the checkpoint of queries, keys and values, in this order.
+    gate_up: name of gate and up.
+  """
   query = config.num_attention_heads * config.head_dim
   key = config.num_key_value_heads * config.head_dim
   width = config.intermediate_size
+  attention = (('q_proj', query), ('k_proj', key), ('v_proj', key))
   groups = {
-    'self_attn.qkv_proj': (('q_proj', query), ('k_proj', key), ('v_proj', key)),
-    'mlp.gate_up_proj': (('gate_proj', width), ('up_proj', width)),
+    ('self_attn', qkv): attention,
+    ('mlp', gate_up): (('gate_proj', width), ('up_proj', width)),
   }
   origins = {}
-  for fused, parts in groups.items():
-    branch = fused.split('.')[0]
+  for (branch, fused), parts in groups.items():
     first_row = 0
     for part, rows in parts:
       origins[f'layers/{branch}/{part}/kernel'] = Origin(
-        template=f'{prefix}.{fused}.weight',
+        template=f'{fused}.weight',
         transpose=True,
         first_row=first_row,
         stored_rows=sum(rows for _, rows in parts),

@@ -11,6 +11,7 @@ import pytest
 
 from me_jax import errors
 from me_jax.checkpoints import assemble
+from me_jax.checkpoints import gguf_names
 from me_jax.checkpoints import load
 from me_jax.checkpoints import names
 from me_jax.checkpoints import safetensors
@@ -18,7 +19,7 @@ from me_jax.checkpoints import safetensors
 
 def test_every_leaf_of_the_decoder_has_a_name_in_both_schemes(tiny, tmp_path):
   checkpoint = load.open_checkpoint(tiny.hf(tmp_path / 'm'))
-  for table in (checkpoint.names, names.gguf_table(checkpoint.config)):
+  for table in (checkpoint.names, gguf_names.gguf_table(checkpoint.config)):
     assert tiny.leaves().keys() <= table.origins.keys()
 
 
