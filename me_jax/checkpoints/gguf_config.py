@@ -167,12 +167,12 @@ def _smollm3(file: gguf.GgufFile, fields: gguf_fields.Fields, hf: Hf) -> Hf:
 def _phi3(file: gguf.GgufFile, fields: gguf_fields.Fields, hf: Hf) -> Hf:
   context = hf['max_position_embeddings']
   rope = gguf_rope.read_phi3(file, fields, hf['head_dim'], context)
-  original = 'original_max_position_embeddings'
+  original = fields.size('rope.scaling.original_context_length', context)
   return {
     'hidden_act': 'silu',
     'rope_parameters': rope,
     # transformers believes this one rather than the one of the embedding.
-    original: rope.get(original, context),
+    'original_max_position_embeddings': original,
     'sliding_window': _phi3_window(fields, hf),
   }
 

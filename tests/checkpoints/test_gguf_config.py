@@ -11,6 +11,8 @@ import pytest
 from me_jax import errors
 from me_jax.checkpoints import gguf_config
 from me_jax.checkpoints import load
+from tests.support import gguf_models
+from tests.support import gguf_writer
 
 
 def config(tiny, tmp_path, **options):
@@ -116,62 +118,6 @@ def test_what_changes_nothing_is_accepted(tiny, tmp_path, key, value):
   assert config(tiny, tmp_path, metadata={f'llama.{key}': value}) == plain
 
 
-def test_linear_scaling(tiny, tmp_path):
-  scaling = {
-    'llama.rope.scaling.type': 'linear',
-    'llama.rope.scaling.factor': 4.0,
-  }
-  found = config(tiny, tmp_path, metadata=scaling)
-  assert (found.rope.kind, found.rope.factor) == ('linear', 4.0)
-
-
-def rope_factors(theta, head_dim, factor):
-  """As llama.cpp's converter writes them, one dimension at a time."""
-  factors = []
-  for i in range(0, head_dim, 2):
-    wavelength = 2 * math.pi * theta ** (i / head_dim)
-    if wavelength < 8192 / 4.0:
-      factors.append(1.0)
-    elif wavelength > 8192 / 1.0:
-      factors.append(factor)
-    else:
-      smooth = (8192 / wavelength - 1.0) / (4.0 - 1.0)
-      factors.append(1 / ((1 - smooth) / factor + smooth))
-  return np.array(factors, np.float32)
-
-
-@pytest.mark.parametrize('factor', [8.0, 32.0])
-@pytest.mark.parametrize('theta', [1e4, 5e5])
-def test_llama3_scaling_is_recovered_from_its_factors(
-  tiny, tmp_path, theta, factor
-):
-  # Eight wide heads, so that factors of all three kinds occur.
-  weights = dict(tiny.weights)
-  for layer in range(2):
-    for name, shape in (('q', (256, 32)), ('k', (128, 32)), ('v', (128, 32)),
-                        ('o', (32, 256))):  # fmt: skip
-      key = f'model.layers.{layer}.self_attn.{name}_proj.weight'
-      weights[key] = np.ones(shape, np.float32)
-  factors = rope_factors(theta, 64, factor)
-  metadata = {
-    'llama.attention.key_length': 64,
-    'llama.attention.value_length': 64,
-    'llama.rope.dimension_count': 64,
-    'llama.rope.freq_base': theta,
-  }
-  options = {'weights': weights, 'metadata': metadata}
-  extra = {'rope_freqs.weight': factors}
-  found = config(tiny, tmp_path, extra=extra, **options).rope
-  assert found.kind == 'llama3'
-  assert (found.factor, found.theta) == (factor, theta)
-  assert (found.low_freq_factor, found.high_freq_factor) == (1.0, 4.0)
-  assert found.original_max_position_embeddings == 8192
-  load.load(tmp_path / 'm.gguf')
-  for other in (factors * 1.001, factors[:-1], factors * np.nan):
-    extra = {'rope_freqs.weight': other.astype(np.float32)}
-    refused(tiny, tmp_path, 'rope_freqs.weight', extra=extra, **options)
-
-
 def test_special_tokens_outside_the_vocabulary_are_dropped(tiny, tmp_path):
   path = tiny.gguf(
     tmp_path / 'm.gguf', metadata={'tokenizer.ggml.bos_token_id': 99}
@@ -183,3 +129,128 @@ def test_special_tokens_outside_the_vocabulary_are_dropped(tiny, tmp_path):
 
 def test_architectures_are_ggufs_own_names():
   assert set(gguf_config.ARCHITECTURES) <= set(gguf.MODEL_ARCH_NAMES.values())
+
+
+# Models of other architectures.
+
+
+def opened(path):
+  return load.open_checkpoint(path).config
+
+
+def not_read(path, *words):
+  with pytest.raises(errors.MeJaxError) as caught:
+    load.open_checkpoint(path)
+  for word in words:
+    assert word in str(caught.value), str(caught.value)
+
+
+def test_one_of_several_parts_is_told_so(tmp_path):
+  path = tmp_path / 'm.gguf'
+  writer = gguf.GGUFWriter(path, 'qwen2')
+  writer.add_uint16('split.count', 3)
+  writer.write_header_to_file()
+  writer.write_kv_data_to_file()
+  writer.close()
+  not_read(path, 'one of 3 parts')
+
+
+def test_the_first_files_of_gemma2_lack_caps_and_window(tmp_path):
+  model = gguf_models.build('gemma2')
+  caps = ['attn_logit_softcapping', 'final_logit_softcapping']
+  path = tmp_path / 'm.gguf'
+  gguf_writer.write(model, path, drop=[*caps, 'attention.sliding_window'])
+  found = opened(path)
+  assert found.attn_logit_softcapping == 50.0
+  assert found.final_logit_softcapping == 30.0
+  assert found.sliding_window == 4096
+
+
+@pytest.mark.parametrize(
+  ('name', 'layers', 'scale'), [('gemma2', 46, 16), ('gemma3_text', 62, 16)]
+)
+def test_gemmas_largest_models_scale_scores_by_their_width(
+  name, layers, scale, tmp_path
+):
+  model = gguf_models.build(name, num_hidden_layers=2, layer_types=None)
+  path = tmp_path / 'm.gguf'
+
+  def deepen(tensors):
+    block = {k: v for k, v in tensors.items() if k.startswith('blk.0.')}
+    for layer in range(2, layers):
+      for key, value in block.items():
+        tensors[key.replace('blk.0.', f'blk.{layer}.')] = value
+
+  deep = {'block_count': layers}
+  gguf_writer.write(model, path, change=deepen, metadata=deep)
+  # D / N rather than the head's 32.
+  assert opened(path).query_pre_attn_scalar == scale
+  gguf_writer.write(model, path)
+  assert opened(path).query_pre_attn_scalar == 32
+
+
+@pytest.mark.parametrize('name', ['gemma2', 'gemma3_text'])
+def test_a_scale_that_cannot_be_known_is_refused(name, tmp_path):
+  model = gguf_models.build(name, head_dim=128)
+  gguf_writer.write(model, tmp_path / 'm.gguf')
+  not_read(tmp_path / 'm.gguf', 'block_count', 'cannot be known')
+
+
+def test_gemma_may_spell_out_which_layers_have_windows(tmp_path):
+  path = tmp_path / 'm.gguf'
+  pattern = [True, False, False, True]
+  key = 'attention.sliding_window_pattern'
+  model = gguf_models.build('gemma2')
+  gguf_writer.write(model, path, metadata={key: pattern})
+  assert opened(path).layer_windowed == tuple(pattern)
+  gguf_writer.write(model, path, metadata={key: 3})
+  assert opened(path).layer_windowed == (True, True, False, True)
+  gguf_writer.write(model, path, metadata={key: pattern[1:]})
+  not_read(path, key)
+
+
+def test_gemma3_may_have_its_own_local_base_or_no_windows(tmp_path):
+  path = tmp_path / 'm.gguf'
+  model = gguf_models.build('gemma3_text')
+  gguf_writer.write(model, path, metadata={'rope.freq_base_swa': 2e4})
+  assert opened(path).rope_local.theta == 2e4
+  gguf_writer.write(model, path, drop=['attention.sliding_window'])
+  assert not any(opened(path).layer_windowed)
+  gguf_writer.write(model, path, drop=['rope.freq_base'])
+  not_read(path, 'rope.freq_base')
+
+
+def test_windows_that_no_reader_would_apply_are_refused(tmp_path):
+  for name in ('llama', 'qwen2', 'qwen3', 'olmo2', 'smollm3'):
+    path = tmp_path / f'{name}.gguf'
+    model = gguf_models.build(name)
+    key = 'attention.sliding_window'
+    gguf_writer.write(model, path, metadata={key: 40})
+    not_read(path, key, '40')
+    gguf_writer.write(model, path, metadata={key: 0})
+    assert opened(path).sliding_window is None
+
+
+@pytest.mark.parametrize(
+  ('layers', 'context', 'kv_heads', 'window'),
+  [(32, 4096, 32, 2047), (40, 4096, 10, 2047), (32, 131072, 32, 262144),
+   (40, 131072, 10, 131072), (32, 131072, 8, None), (3, 4096, 8, None)],
+)  # fmt: skip
+def test_the_first_files_of_phi3_lack_their_window(
+  layers, context, kv_heads, window, tmp_path
+):
+  path = tmp_path / 'm.gguf'
+  heads = 4 * kv_heads if kv_heads == 10 else 32
+  model = gguf_models.build(
+    'phi3',
+    hidden_size=2 * heads,
+    num_hidden_layers=layers,
+    num_attention_heads=heads,
+    num_key_value_heads=kv_heads,
+    max_position_embeddings=context,
+  )
+  gguf_writer.write(model, path, drop=['attention.sliding_window'])
+  if window is None:
+    not_read(path, 'attention.sliding_window')
+  else:
+    assert opened(path).sliding_window == window
