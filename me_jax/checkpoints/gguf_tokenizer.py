@@ -8,7 +8,7 @@ split the wrong way still tokenises, into tokens that the model never saw.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,11 @@ _TEKKEN = (
   rf'{_START}[{_UPPER}]*[{_LOWER}]+|{_START}[{_UPPER}]+[{_LOWER}]*'
   rf'|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}'
 )
+_GPT4O = (
+  rf'{_START}[{_UPPER}]*[{_LOWER}]+{_ENGLISH}?'
+  rf'|{_START}[{_UPPER}]+[{_LOWER}]*{_ENGLISH}?'
+  rf'|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}'
+)
 # `tokenizer.ggml.pre`: a pattern, or how GPT-2's own split treats digits.
 _PRE_TOKENIZERS = {
   'gpt-2': 'digits together',
@@ -48,12 +53,23 @@ _PRE_TOKENIZERS = {
   'llama-bpe': _LLAMA3,
   'llama3': _LLAMA3,
   'llama-v3': _LLAMA3,
+  # Llama 3's vocabulary without BOS: SmolLM3.
+  'smaug-bpe': _LLAMA3,
+  # The vocabulary of GPT-4: OLMo 2 and Phi-4.
+  'dbrx': _LLAMA3,
+  # That of GPT-4o: Phi-4-mini.
+  'gpt-4o': _GPT4O,
   'qwen2': _QWEN2,
   'deepseek-r1-qwen': _QWEN2,
   'tekken': _TEKKEN,
 }
-# Whole words in the vocabulary win over merges, and BOS is the default.
-_TIKTOKEN = ('llama-bpe', 'llama3', 'llama-v3', 'tekken')
+# BOS is the default.
+_BOS = ('llama-bpe', 'llama3', 'llama-v3', 'tekken')
+# Whole words in the vocabulary win over merges.
+_WHOLE_WORDS = (*_BOS, 'smaug-bpe')
+_GEMMA = ('gemma2', 'gemma3')
+# Tokens of Phi-3 that do not swallow the spaces and newlines behind them.
+_PHI3_PLAIN = ('<unk>', '<s>', '<|endoftext|>')
 
 
 def build(file: gguf.GgufFile) -> Any:
@@ -80,13 +96,17 @@ def build(file: gguf.GgufFile) -> Any:
       f' {", ".join(builders)}. Load the model from its safetensors folder'
     )
   tokens = _strings(file, 'tokens')
+  architecture = metadata.get('general.architecture')
+  if kind == 'llama' and architecture in _GEMMA:
+    tokens = [_respelled(token) for token in tokens]
   if len(set(tokens)) != len(tokens):
     raise errors.MeJaxError(f'{file.path}: a token appears twice')
   tokenizer_lib.quiet()
   from transformers import PreTrainedTokenizerFast
 
   tokenizer = builders[kind](file, tokens)
-  _add_special(tokenizer, metadata, tokens)
+  stripping = kind == 'llama' and architecture == 'phi3'
+  _add_special(tokenizer, metadata, tokens, stripping)
   named = {'bos': 'bos', 'eos': 'eos', 'unknown': 'unk', 'padding': 'pad'}
   special = {}
   for key, name in named.items():
@@ -94,7 +114,7 @@ def build(file: gguf.GgufFile) -> Any:
     if type(index) is int and 0 <= index < len(tokens):
       special[f'{name}_token'] = tokens[index]
   # What llama.cpp does for files that do not say.
-  bos = kind == 'llama' or metadata.get('tokenizer.ggml.pre') in _TIKTOKEN
+  bos = kind == 'llama' or metadata.get('tokenizer.ggml.pre') in _BOS
   add_bos = metadata.get('tokenizer.ggml.add_bos_token', bos)
   add_eos = metadata.get('tokenizer.ggml.add_eos_token', False)
   return PreTrainedTokenizerFast(
@@ -120,7 +140,7 @@ def _byte_level(file: gguf.GgufFile, tokens: list[str]) -> Any:
       ' model from its safetensors folder'
     )
   merges = [tuple(merge.split(' ')) for merge in _strings(file, 'merges')]
-  tokenizer = _bpe(file, tokens, merges, ignore_merges=name in _TIKTOKEN)
+  tokenizer = _bpe(file, tokens, merges, ignore_merges=name in _WHOLE_WORDS)
   pattern = _PRE_TOKENIZERS[name]
   steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
   if pattern == 'digits apart':
@@ -141,17 +161,28 @@ def _byte_level(file: gguf.GgufFile, tokens: list[str]) -> Any:
 def _sentencepiece(file: gguf.GgufFile, tokens: list[str]) -> Any:
   """Builds SentencePiece's BPE with byte fallback, as Llama 2 uses it."""
   from tokenizers import decoders
+  from tokenizers import normalizers
   from tokenizers import pre_tokenizers
 
+  architecture = file.metadata.get('general.architecture')
   scores = file.metadata.get('tokenizer.ggml.scores')
   if not isinstance(scores, np.ndarray) or len(scores) != len(tokens):
     raise errors.MeJaxError(f'{file.path}: tokenizer.ggml.scores is missing')
-  merges = _merges_from_scores(tokens, scores.tolist())
+  # Gemma merges in the order of its vocabulary, whatever the scores say.
+  ranks = range(0, -len(tokens), -1)
+  ranks = ranks if architecture in _GEMMA else scores.tolist()
+  merges = _merges_from_scores(tokens, ranks)
   tokenizer = _bpe(file, tokens, merges, fuse_unk=True, byte_fallback=True)
   prefix = file.metadata.get('tokenizer.ggml.add_space_prefix', True)
-  tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
-    _SPACE, prepend_scheme='first' if prefix else 'never', split=False
-  )
+  if architecture == 'phi3':
+    # Puts a space before every piece of text, even one that has its own.
+    steps = [normalizers.Prepend(_SPACE)] if prefix else []
+    steps.append(normalizers.Replace(' ', _SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+  else:
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(
+      _SPACE, prepend_scheme='first' if prefix else 'never', split=False
+    )
   steps = [
     decoders.Replace(_SPACE, ' '),
     decoders.ByteFallback(),
@@ -161,6 +192,11 @@ def _sentencepiece(file: gguf.GgufFile, tokens: list[str]) -> Any:
     steps.append(decoders.Strip(' ', 1, 0))
   tokenizer.decoder = decoders.Sequence(steps)
   return tokenizer
+
+
+def _respelled(token: str) -> str:
+  """Undoes what the converter does to Gemma's runs of spaces."""
+  return token if token.strip(' ') else token.replace(' ', _SPACE)
 
 
 def _bpe(
@@ -185,7 +221,7 @@ def _bpe(
 
 
 def _merges_from_scores(
-  tokens: list[str], scores: list[float]
+  tokens: list[str], scores: Sequence[float]
 ) -> list[tuple[str, str]]:
   """Returns the merges, best first, that a scored vocabulary implies.
 
@@ -204,9 +240,20 @@ def _merges_from_scores(
 
 
 def _add_special(
-  tokenizer: Any, metadata: Mapping[str, Any], tokens: list[str]
+  tokenizer: Any,
+  metadata: Mapping[str, Any],
+  tokens: list[str],
+  stripping: bool,
 ) -> None:
-  """Marks the tokens that are matched whole in any text."""
+  """Marks the tokens that are matched whole in any text.
+
+  Args:
+    tokenizer: to be changed.
+    metadata: of the file.
+    tokens: the vocabulary.
+    stripping: whether they swallow spaces and newlines behind them, as Phi-3's
+      do. No file says so; llama.cpp knows it by the model's name.
+  """
   import tokenizers
 
   kinds = metadata.get('tokenizer.ggml.token_type')
@@ -219,8 +266,15 @@ def _add_special(
     chosen = [token for token, k in zip(tokens, kinds) if k == kind]
     add(
       [
-        tokenizers.AddedToken(token, normalized=False, special=kind == _CONTROL)
+        tokenizers.AddedToken(
+          token,
+          normalized=False,
+          special=kind == _CONTROL,
+          rstrip=stripping and token not in _PHI3_PLAIN,
+        )
         for token in chosen
+        # Gemma's runs of spaces, which are merged like any other text.
+        if token.strip(_SPACE)
       ]
     )
 

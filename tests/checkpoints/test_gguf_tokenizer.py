@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 
 import pytest
 import tokenizers
@@ -225,6 +226,218 @@ def test_sentencepiece_equals_transformers(tiny, tmp_path, prefix):
   # The better score is merged first.
   assert pieces(ours, 'xyz')[-2:] == ['xy', 'z']
   assert ours('ab').input_ids[0] == 1
+
+
+# Trained tokenizers: their own tokenizer.json against the same as GGUF.
+
+GPT2 = (
+  r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
+)
+SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+PRE = ['gpt-2', 'smollm', 'qwen2', 'llama-bpe', 'smaug-bpe', 'dbrx', 'tekken',
+       'gpt-4o']  # fmt: skip
+
+
+def trained(name):
+  """Returns a tokenizer trained with the split that is published for it."""
+  from transformers.integrations.gguf import gguf_tokenizer_mapping as mapping
+
+  split = mapping.GGUF_PRE_TOKENIZER_SPLITS.get(name, GPT2)
+  steps = [
+    tokenizers.pre_tokenizers.Split(tokenizers.Regex(split), 'isolated'),
+    tokenizers.pre_tokenizers.ByteLevel(
+      add_prefix_space=False, use_regex=False
+    ),
+  ]
+  if name == 'smollm':
+    steps.insert(0, tokenizers.pre_tokenizers.Digits(individual_digits=True))
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(steps)
+  tokenizer.decoder = tokenizers.decoders.ByteLevel()
+  if name == 'qwen2':
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
+  trainer = tokenizers.trainers.BpeTrainer(
+    vocab_size=600,
+    special_tokens=SPECIAL,
+    initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+    show_progress=False,
+  )
+  tokenizer.train_from_iterator(TEXTS * 3, trainer)
+  tokenizer.add_tokens(['<think>', '   '])
+  return tokenizer
+
+
+def as_metadata(tokenizer):
+  """Returns what llama.cpp's converter writes of a tokenizer.json."""
+  model = json.loads(tokenizer.to_str())
+  vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+  tokens = sorted(vocabulary, key=vocabulary.get)
+  added = {t['content']: t['special'] for t in model['added_tokens']}
+  kinds = [1 if t not in added else 3 if added[t] else 4 for t in tokens]
+  return {
+    'tokens': tokens,
+    'merges': [' '.join(pair) for pair in model['model']['merges']],
+    'token_type': kinds,
+  }
+
+
+@pytest.mark.parametrize('name', PRE)
+def test_a_trained_tokenizer_survives_conversion(tiny, tmp_path, name):
+  reference = trained(name)
+  reference.save(str(tmp_path / 'tokenizer.json'))
+  theirs = transformers.PreTrainedTokenizerFast(
+    tokenizer_file=str(tmp_path / 'tokenizer.json'),
+    bos_token='<|endoftext|>',
+    eos_token='<|im_end|>',
+  )
+  file = with_tokenizer(
+    tiny,
+    tmp_path / 'm',
+    model='gpt2',
+    pre=name,
+    bos_token_id=0,
+    eos_token_id=2,
+    add_bos_token=False,
+    **as_metadata(reference),
+  )
+  ours = gguf_tokenizer.build(file)
+  assert len(ours) == len(theirs)
+  for text in [*TEXTS, 'a<think>b   c    d<|im_end|>\n', '12345 6 78,901.5']:
+    ids = ours(text).input_ids
+    assert ids == theirs(text).input_ids, text
+    assert ours.decode(ids) == theirs.decode(ids)
+
+
+@pytest.mark.parametrize('name', PRE)
+def test_whose_whole_words_win_over_merges(tiny, tmp_path, name):
+  keys = BYTE_LEVEL | {'pre': name, 'add_bos_token': False}
+  found = gguf_tokenizer.build(with_tokenizer(tiny, tmp_path / 'm', **keys))
+  whole = name in ('llama-bpe', 'smaug-bpe', 'tekken')
+  assert pieces(found, 'abcab') == (['abcab'] if whole else ['ab', 'c', 'ab'])
+
+
+@pytest.mark.parametrize('name', PRE)
+def test_who_starts_with_bos_by_default(tiny, tmp_path, name):
+  file = with_tokenizer(tiny, tmp_path / 'm', **BYTE_LEVEL | {'pre': name})
+  first = pieces(gguf_tokenizer.build(file), 'ab')[0]
+  assert (first == '<end>') == (name in ('llama-bpe', 'tekken'))
+
+
+# SentencePiece beyond Llama 2.
+
+BYTES = [f'<0x{i:02X}>' for i in range(256)]
+
+
+def vocabulary(specials, words):
+  """Returns tables of a scored vocabulary; spaces written as converters do."""
+  characters = sorted({c for text in TEXTS for c in text} | {'\u2581'})
+  characters = [c for c in characters if c not in ' \0\t']
+  merged = []
+  for word in words:
+    merged += [word[:n] for n in range(2, len(word) + 1)]
+  ordinary = list(dict.fromkeys([*merged, *characters]))
+  tokens = [*specials, *BYTES, *ordinary]
+  return {
+    'model': 'llama',
+    'tokens': tokens,
+    'scores': [0.0] * (len(specials) + 256)
+    + [-float(i) for i in range(len(ordinary))],
+    'token_type': [3] * len(specials) + [6] * 256 + [1] * len(ordinary),
+    'unknown_token_id': specials.index('<unk>'),
+  }
+
+
+def other_architecture(tiny, path, architecture, tables):
+  metadata = {f'tokenizer.ggml.{k}': v for k, v in tables.items()}
+  path = tiny.gguf(path, architecture=architecture, metadata=metadata)
+  return gguf.open_file(str(path))
+
+
+def by_transformers(file):
+  """Returns what transformers makes of the same tables."""
+  from transformers.integrations import gguf as converter
+
+  tables = {
+    key.removeprefix('tokenizer.ggml.'): value
+    for key, value in file.metadata.items()
+    if key.startswith('tokenizer.ggml.')
+  }
+  tables['tokenizer_type'] = tables['model']
+  for key in ('token_type', 'scores'):
+    tables[key] = tables[key].tolist()
+  backend, _ = converter.convert_gguf_tokenizer(
+    file.metadata['general.architecture'], tables
+  )
+  return backend
+
+
+GEMMA_WORDS = ['\u2581Hello', '\u2581world', 'return', '\u2581\u2581\u2581',
+               '\u2581the', 'hello', 'he', 'lo', '\u2581h']  # fmt: skip
+
+
+@pytest.mark.parametrize('architecture', ['gemma2', 'gemma3'])
+def test_gemma_equals_transformers(tiny, tmp_path, architecture):
+  specials = ['<pad>', '<eos>', '<bos>', '<unk>', '<mask>', '<start_of_turn>']
+  tables = vocabulary(specials, GEMMA_WORDS)
+  # Scores that say another order than the vocabulary's, as Gemma's do.
+  tables['scores'] = tables['scores'][::-1]
+  added = ['\n\n', '\n\n\n', '<table>', '  ', '   ']
+  tables['tokens'] = [
+    '\u2581' * 8 if t == '\u2581' * 3 else t for t in tables['tokens']
+  ]
+  tables['tokens'] = [t for t in tables['tokens'] if t != '\u2581' * 2] + added
+  size = len(tables['tokens'])
+  tables['scores'] = [*tables['scores'], *[-1000.0] * 10][:size]
+  tables['token_type'] = [*tables['token_type'][: size - 5], *[4] * 5]
+  tables |= {
+    'bos_token_id': 2,
+    'eos_token_id': 1,
+    'padding_token_id': 0,
+    'add_space_prefix': False,
+  }
+  file = other_architecture(tiny, tmp_path / 'm', architecture, tables)
+  ours, theirs = gguf_tokenizer.build(file), by_transformers(file)
+  for text in [*TEXTS, 'hello  world', 'a   b', '\n\n\n\n\n', '<table>\n\n x',
+               '<start_of_turn>user\nhi', '\tx', ' ', '   ']:  # fmt: skip
+    ids = ours(text).input_ids
+    assert ids[0] == 2
+    assert ids[1:] == theirs.encode(text, add_special_tokens=False).ids, text
+    decoded = ours.decode(ids, skip_special_tokens=True)
+    assert decoded == theirs.decode(ids, skip_special_tokens=True)
+  assert pieces(ours, 'a   b')[1:] == ['a', '\u2581' * 3, 'b']
+  assert ours.decode(ours('a   b').input_ids[1:]) == 'a   b'
+
+
+PHI3 = ['<unk>', '<s>', '<|endoftext|>', '<|user|>', '<|end|>']
+
+
+def test_phi3_equals_transformers(tiny, tmp_path):
+  tables = vocabulary(PHI3, ['\u2581Hello', '\u2581world', '\u2581\u2581'])
+  tables |= {'bos_token_id': 1, 'eos_token_id': 4}
+  file = other_architecture(tiny, tmp_path / 'm', 'phi3', tables)
+  ours, theirs = gguf_tokenizer.build(file), by_transformers(file)
+  for text in [*TEXTS, '  Hello', ' Hello', 'Hello<|user|>Hello<s> Hello']:
+    ids = ours(text).input_ids
+    assert ids[0] == 1
+    assert ids[1:] == theirs.encode(text, add_special_tokens=False).ids, text
+    decoded = ours.decode(ids, skip_special_tokens=True)
+    assert decoded == theirs.decode(ids, skip_special_tokens=True)
+  # The space of the text, and the one that is put before it.
+  assert pieces(ours, ' Hello')[1:] == ['\u2581', '\u2581Hello']
+
+
+def test_phi3s_markers_swallow_what_is_blank_behind_them(tiny, tmp_path):
+  tables = vocabulary(PHI3, ['\u2581Hello', '\u2581world', '\u2581\u2581'])
+  tables |= {'bos_token_id': 1, 'eos_token_id': 4, 'add_bos_token': False}
+  phi3 = other_architecture(tiny, tmp_path / 'phi3', 'phi3', tables)
+  llama = other_architecture(tiny, tmp_path / 'llama', 'llama', tables)
+  text = '<|user|>\nHello<|end|>\n\n<s>\n'
+  ours = pieces(gguf_tokenizer.build(phi3), text)
+  assert ours == ['<|user|>', '\u2581Hello', '<|end|>', '<s>', '\u2581', '\n']
+  assert pieces(gguf_tokenizer.build(llama), text)[1] == '\n'
+
+
+# What is refused.
 
 
 def refused(tiny, path, *words, **keys):
