@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import transformers
 
+import me_jax
 from me_jax import errors
 from me_jax.checkpoints import gguf as reader
 from me_jax.checkpoints import gguf_config
@@ -167,6 +168,25 @@ def test_transformers_reads_the_same_from_the_file(name, flat, tmp_path):
   weights = parts(weights, theirs.config)
   for path, value in flat(ours.params).items():
     np.testing.assert_array_equal(value, leaf(path, weights), err_msg=path)
+
+
+BYTES = {
+  'model': 'llama',
+  'tokens': ['<unk>', '<bos>', '<eos>'] + [f'<0x{i:02X}>' for i in range(256)],
+  'scores': [0.0] * 259,
+  'token_type': [2, 3, 3] + [6] * 256,
+}
+
+
+def test_a_random_model_has_no_massive_activations(tmp_path):
+  """One family is enough: all equal what safetensors give, bit by bit."""
+  model = gguf_models.build('gemma3_text', vocab_size=259)
+  path = tmp_path / 'm.gguf'
+  gguf_writer.write(model, path, tokenizer=BYTES)
+  lm = me_jax.load(path)
+  batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'], bos='both')
+  report = me_jax.find_me_layer(lm.model, lm.params, batch)
+  assert report.layer is None
 
 
 # What must not be believed.

@@ -46,6 +46,7 @@ def write(
   *,
   quantise: gguf.GGMLQuantizationType | None = None,
   metadata: Mapping[str, Any] | None = None,
+  tokenizer: Mapping[str, Any] | None = None,
   change: Callable[[dict[str, np.ndarray]], None] = lambda tensors: None,
   drop: Collection[str] = (),
 ) -> dict[str, Stored]:
@@ -56,7 +57,8 @@ def write(
     path: of the file.
     quantise: type of all matrices; random blocks for K-quants, which the
       package cannot compute.
-    metadata: keys added or replaced, with their values; architecture included.
+    metadata: keys added or replaced, without the architecture's name.
+    tokenizer: the same for keys of `tokenizer.ggml`.
     change: edits the tensors, by their names in the file, in place.
     drop: keys left out.
 
@@ -79,9 +81,12 @@ def write(
   converted |= _rope_tensors(config)
   change(converted)
   writer = gguf.GGUFWriter(path, architecture)
-  keys = _keys(config, writer) | {
-    f'{architecture}.{key}': value for key, value in (metadata or {}).items()
-  }
+  keys = _keys(config, writer)
+  for prefix, added in (
+    (architecture, metadata),
+    ('tokenizer.ggml', tokenizer),
+  ):
+    keys |= {f'{prefix}.{key}': value for key, value in (added or {}).items()}
   for key, value in keys.items():
     if key.removeprefix(f'{architecture}.') not in drop:
       _add(writer, key, value)
