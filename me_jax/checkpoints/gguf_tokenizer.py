@@ -273,8 +273,6 @@ def _add_special(
           rstrip=stripping and token not in _PHI3_PLAIN,
         )
         for token in chosen
-        # Gemma's runs of spaces, which are merged like any other text.
-        if token.strip(_SPACE)
       ]
     )
 
