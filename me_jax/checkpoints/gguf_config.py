@@ -38,10 +38,8 @@ _OTHERS = (
   'attention.value_length',
   'vocab_size',
 )
-_WINDOW, _PATTERN = (
-  'attention.sliding_window',
-  ('attention.sliding_window_pattern'),
-)
+_WINDOW = 'attention.sliding_window'
+_PATTERN = 'attention.sliding_window_pattern'
 _CAPS = ('attn_logit_softcapping', 'final_logit_softcapping')
 
 Hf = dict[str, Any]
@@ -86,9 +84,9 @@ def to_hf(file: gguf.GgufFile) -> dict[str, Any]:
       f' supported in GGUF: {", ".join(ARCHITECTURES)}'
     )
   parts = metadata.get('split.count', 1)
-  if parts not in (0, 1):
+  if type(parts) is not int or parts > 1:
     raise errors.MeJaxError(
-      f'{file.path} is one of {parts} parts: join them with llama.cpp'
+      f'{file.path} is one of {str(parts)[:20]} parts: join them with llama.cpp'
       ' (llama-gguf-split --merge)'
     )
   architecture = ARCHITECTURES[name]
@@ -105,6 +103,13 @@ def to_hf(file: gguf.GgufFile) -> dict[str, Any]:
 def _shared(file: gguf.GgufFile, fields: gguf_fields.Fields) -> Hf:
   """Returns what all architectures have."""
   hf = {hf_key: fields.size(key) for key, hf_key in _SIZES.items()}
+  # Before something is written down for each of a billion layers.
+  if hf['num_hidden_layers'] > len(file.tensors):
+    raise fields.error(
+      'block_count',
+      f'is {hf["num_hidden_layers"]}, but the file holds only'
+      f' {len(file.tensors)} tensors',
+    )
   heads = hf['num_attention_heads']
   hf['num_key_value_heads'] = fields.size('attention.head_count_kv', heads)
   head_dim = fields.size('attention.key_length', hf['hidden_size'] // heads)
@@ -137,7 +142,7 @@ def _special_tokens(metadata: Mapping[str, Any], size: int) -> Hf:
 
 
 def _plain(file: gguf.GgufFile, fields: gguf_fields.Fields, hf: Hf) -> Hf:
-  """Returns what is left to say of OLMo 2, and of most others."""
+  """Returns all that is left to say of OLMo 2, and a part of the others."""
   return {
     'hidden_act': 'silu',
     'rope_parameters': gguf_rope.read(file, fields, hf['head_dim']),
@@ -181,7 +186,8 @@ def _phi3_window(fields: gguf_fields.Fields, hf: Hf) -> int | None:
   """Returns the window of all layers, or None."""
   if fields.has(_WINDOW):
     # Phi-4, which has none, is marked by a zero.
-    return None if fields.get(_WINDOW) == 0 else fields.size(_WINDOW)
+    none = type(fields.get(_WINDOW)) is int and fields.get(_WINDOW) == 0
+    return None if none else fields.size(_WINDOW)
   # Files older than the key: the first Phi-3 models are told by their shape.
   shape = hf['num_hidden_layers'], hf['max_position_embeddings']
   known = {(32, 4096): 2047, (40, 4096): 2047, (40, 131072): 131072}

@@ -65,6 +65,13 @@ class Fields:
       raise self.error(key, 'is missing')
     return default if value is None else value
 
+  def text(self, key: str, default: str) -> str:
+    """Returns a string."""
+    value = self.get(key, default)
+    if not isinstance(value, str):
+      raise self.error(key, f'is {_shown(value)}, not a string')
+    return value
+
   def size(self, key: str, default: int | None = None) -> int:
     """Returns a positive count; per-layer lists must agree."""
     value = self.get(key, default)

@@ -68,7 +68,7 @@ def read(
     'rope_type': 'default',
   }
   # llama.cpp, too, takes a factor without a type for a linear one.
-  kind = fields.get('rope.scaling.type', 'linear')
+  kind = fields.text('rope.scaling.type', 'linear')
   if kind not in ('none', 'linear', 'yarn'):
     raise fields.error('rope.scaling.type', f'is {kind!r}, not linear or yarn')
   if fields.number('rope.scaling.attn_factor', 1.0) != 1.0:
@@ -128,8 +128,15 @@ def _llama3_scaling(
   some other kind and are refused.
   """
   low, high, original = 1.0, 4.0, 8192
-  stored = np.asarray(file.tensors[LLAMA3_FACTORS].read(), np.float64)
-  stored = stored.reshape(-1)
+  refusal = errors.MeJaxError(
+    f'{file.path}: {LLAMA3_FACTORS} is not the scaling of Llama 3, the only'
+    ' one supported: load the model from its safetensors folder'
+  )
+  tensor = file.tensors[LLAMA3_FACTORS]
+  # Before as many numbers are computed as the metadata claim.
+  if tensor.shape != ((head_dim + 1) // 2,):
+    raise refusal
+  stored = np.asarray(tensor.read(), np.float64)
   factor = float(str(np.float32(stored.max(initial=1.0))))
   exponents = np.arange(0, head_dim, 2) / head_dim
   wavelengths = 2 * math.pi * theta**exponents
@@ -137,13 +144,8 @@ def _llama3_scaling(
   expected = 1 / ((1 - smooth) / factor + smooth)
   expected = np.where(wavelengths < original / high, 1.0, expected)
   expected = np.where(wavelengths > original / low, factor, expected)
-  if stored.shape != expected.shape or not np.allclose(
-    stored, expected, rtol=_CLOSE, atol=0
-  ):
-    raise errors.MeJaxError(
-      f'{file.path}: {LLAMA3_FACTORS} is not the scaling of Llama 3, the only'
-      ' one supported: load the model from its safetensors folder'
-    )
+  if not np.allclose(stored, expected, rtol=_CLOSE, atol=0):
+    raise refusal
   return {
     'rope_type': 'llama3',
     'factor': factor,
@@ -190,7 +192,7 @@ def read_phi3(
   if fields.number('rope.scaling.factor', 1.0) != 1.0:
     raise fields.error('rope.scaling.factor', 'is not supported')
   _no_yarn(fields)
-  kind = fields.get('rope.scaling.type', 'none')
+  kind = fields.text('rope.scaling.type', 'none')
   stored = {LONG_FACTORS, SHORT_FACTORS} & file.tensors.keys()
   if kind not in ('none', 'longrope') or (kind == 'longrope' and not stored):
     raise fields.error(

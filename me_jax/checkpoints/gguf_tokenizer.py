@@ -86,8 +86,8 @@ def build(file: gguf.GgufFile) -> Any:
     MeJaxError: a kind of tokenizer that is not known, or broken tables.
   """
   metadata = file.metadata
-  kind = metadata.get('tokenizer.ggml.model')
-  if kind is None or kind == 'none':
+  kind = _value(file, 'ggml.model', str, 'none')
+  if kind == 'none':
     return None
   builders = {'gpt2': _byte_level, 'llama': _sentencepiece}
   if kind not in builders:
@@ -114,14 +114,14 @@ def build(file: gguf.GgufFile) -> Any:
     if type(index) is int and 0 <= index < len(tokens):
       special[f'{name}_token'] = tokens[index]
   # What llama.cpp does for files that do not say.
-  bos = kind == 'llama' or metadata.get('tokenizer.ggml.pre') in _BOS
-  add_bos = metadata.get('tokenizer.ggml.add_bos_token', bos)
-  add_eos = metadata.get('tokenizer.ggml.add_eos_token', False)
+  bos = kind == 'llama' or _value(file, 'ggml.pre', str, '') in _BOS
+  add_bos = _value(file, 'ggml.add_bos_token', bool, bos)
+  add_eos = _value(file, 'ggml.add_eos_token', bool, False)
   return PreTrainedTokenizerFast(
     tokenizer_object=tokenizer,
-    chat_template=metadata.get('tokenizer.chat_template'),
-    add_bos_token=bool(add_bos) and 'bos_token' in special,
-    add_eos_token=bool(add_eos) and 'eos_token' in special,
+    chat_template=_value(file, 'chat_template', str, '') or None,
+    add_bos_token=add_bos and 'bos_token' in special,
+    add_eos_token=add_eos and 'eos_token' in special,
     clean_up_tokenization_spaces=False,
     **special,
   )
@@ -132,7 +132,7 @@ def _byte_level(file: gguf.GgufFile, tokens: list[str]) -> Any:
   import tokenizers
   from tokenizers import pre_tokenizers
 
-  name = file.metadata.get('tokenizer.ggml.pre')
+  name = _value(file, 'ggml.pre', str, 'unstated')
   if name not in _PRE_TOKENIZERS:
     raise errors.MeJaxError(
       f'{file.path} splits text by the pre-tokenizer {str(name)[:40]!r}, which'
@@ -173,7 +173,7 @@ def _sentencepiece(file: gguf.GgufFile, tokens: list[str]) -> Any:
   ranks = ranks if architecture in _GEMMA else scores.tolist()
   merges = _merges_from_scores(tokens, ranks)
   tokenizer = _bpe(file, tokens, merges, fuse_unk=True, byte_fallback=True)
-  prefix = file.metadata.get('tokenizer.ggml.add_space_prefix', True)
+  prefix = _value(file, 'ggml.add_space_prefix', bool, True)
   if architecture == 'phi3':
     # Puts a space before every piece of text, even one that has its own.
     steps = [normalizers.Prepend(_SPACE)] if prefix else []
@@ -275,6 +275,16 @@ def _add_special(
         for token in chosen
       ]
     )
+
+
+def _value(file: gguf.GgufFile, key: str, kind: type, default: Any) -> Any:
+  """Returns a value of one type, or the default where there is none."""
+  value = file.metadata.get(f'tokenizer.{key}', default)
+  if not isinstance(value, kind):
+    raise errors.MeJaxError(
+      f'{file.path}: tokenizer.{key} is no {kind.__name__}'
+    )
+  return value
 
 
 def _strings(file: gguf.GgufFile, key: str) -> list[str]:

@@ -254,3 +254,30 @@ def test_the_first_files_of_phi3_lack_their_window(
     not_read(path, 'attention.sliding_window')
   else:
     assert opened(path).sliding_window == window
+
+
+@pytest.mark.parametrize('name', gguf_models.FAMILIES)
+def test_a_billion_layers_are_refused_at_once(name, tmp_path):
+  path = tmp_path / 'm.gguf'
+  model = gguf_models.build(name)
+  gguf_writer.write(model, path, metadata={'block_count': 2**32 - 1})
+  not_read(path, 'block_count', 'tensors')
+
+
+@pytest.mark.parametrize('name', gguf_models.FAMILIES)
+@pytest.mark.parametrize(
+  'key',
+  ['block_count', 'attention.head_count', 'attention.sliding_window',
+   'attention.layer_norm_rms_epsilon', 'rope.scaling.type', 'rope.freq_base',
+   'rope.scaling.factor', 'attention.causal', 'expert_count', 'vocab_size'],
+)  # fmt: skip
+def test_lists_and_texts_in_place_of_numbers_are_refused(name, key, tmp_path):
+  path = tmp_path / 'm.gguf'
+  model = gguf_models.build(name)
+  for value in ([1, 2], [0.5], '\0'):
+    gguf_writer.write(model, path, metadata={key: value})
+    not_read(path, key)
+
+
+def test_a_part_count_of_a_wrong_type_is_refused(tiny, tmp_path):
+  refused(tiny, tmp_path, 'parts', metadata={'split.count': [1, 2]})

@@ -45,6 +45,15 @@ def test_llama3_scaling_is_recovered_from_its_factors(tmp_path, theta, factor):
     refused(path, 'rope_freqs.weight')
 
 
+def test_heads_of_a_billion_dimensions_are_refused_at_once(tmp_path):
+  path = tmp_path / 'm.gguf'
+  keys = ('attention.key_length', 'attention.value_length',
+          'rope.dimension_count')  # fmt: skip
+  huge = dict.fromkeys(keys, 2**32 - 2)
+  gguf_writer.write(gguf_models.build('llama llama3'), path, metadata=huge)
+  refused(path, 'rope_freqs.weight')
+
+
 def test_scaling_twice_is_refused(tmp_path):
   path = tmp_path / 'm.gguf'
   model = gguf_models.build('llama llama3')

@@ -452,7 +452,7 @@ def test_unknown_kinds_are_refused_by_name(tiny, tmp_path):
     tiny, tmp_path / 'm', 'rwkv', 'gpt2', **BYTE_LEVEL | {'model': 'rwkv'}
   )
   refused(tiny, tmp_path / 'm', 'poro', 'qwen2', **BYTE_LEVEL | {'pre': 'poro'})
-  refused(tiny, tmp_path / 'm', 'None', **BYTE_LEVEL | {'pre': None})
+  refused(tiny, tmp_path / 'm', 'unstated', **BYTE_LEVEL | {'pre': None})
 
 
 def test_broken_tables_are_refused(tiny, tmp_path):
@@ -472,3 +472,12 @@ def test_broken_tables_are_refused(tiny, tmp_path):
 
 def test_a_file_without_tokenizer(tiny, tmp_path):
   assert gguf_tokenizer.build(with_tokenizer(tiny, tmp_path / 'm')) is None
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('model', [1, 2]), ('pre', [1, 2]), ('add_bos_token', [True, False]),
+   ('add_eos_token', 'yes'), ('add_bos_token', 1)],
+)  # fmt: skip
+def test_values_of_a_wrong_type_are_refused(tiny, tmp_path, key, value):
+  refused(tiny, tmp_path / 'm', key, **BYTE_LEVEL | {key: value})
