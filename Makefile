@@ -24,7 +24,7 @@ ifneq ($(shell test -x $(BIN)/python && cat $(VENV)/.created),$(CURDIR))
 .PHONY: $(VENV)/.created
 endif
 
-.PHONY: help setup demo test lint bench clean
+.PHONY: help setup demo test lint bench parity clean
 .DELETE_ON_ERROR:
 
 help:
@@ -33,6 +33,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check style and format"
 	@echo "make bench   measure against PyTorch"
+	@echo "make parity  compare every family with PyTorch, number by number"
 	@echo "make clean   remove what these commands made, $(VENV) included"
 
 setup: $(VENV)/.setup
@@ -49,6 +50,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
+
+parity: $(VENV)/.dev
+	@$(BIN)/python -m tests.support.parity
 
 clean:
 	@rm -rf $(VENV) $(DEMO_OUT) build dist *.egg-info .pytest_cache .ruff_cache

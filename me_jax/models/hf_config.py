@@ -39,6 +39,19 @@ _HARMLESS = frozenset({
   # How the products of a training run were split; the sums are the same.
   'pretraining_tp',
 })  # fmt: skip
+# What older versions kept beside the model: how to generate from it, or how
+# somebody trained or repacked it.
+_HARMLESS |= frozenset({
+  'max_length', 'min_length', 'do_sample', 'early_stopping', 'num_beams',
+  'num_beam_groups', 'diversity_penalty', 'temperature', 'top_k', 'top_p',
+  'typical_p', 'repetition_penalty', 'length_penalty', 'no_repeat_ngram_size',
+  'encoder_no_repeat_ngram_size', 'bad_words_ids', 'num_return_sequences',
+  'output_scores', 'forced_bos_token_id', 'forced_eos_token_id',
+  'remove_invalid_values', 'exponential_decay_length_penalty',
+  'suppress_tokens', 'begin_suppress_tokens', 'tf_legacy_loss',
+  'gradient_checkpointing', 'neftune_noise_alpha', 'unsloth_fixed',
+  'unsloth_version', 'model_max_length', 'max_sequence_length',
+})  # fmt: skip
 # Fields that are harmless at exactly these values, whose others are not.
 _INERT = {
   'is_encoder_decoder': (False, None),
@@ -138,6 +151,11 @@ def _text_part(source: Mapping[str, Any]) -> dict[str, Any]:
   if not isinstance(name, str) or name not in _TEXT_PARTS:
     return dict(source)
   part = dict(hf_fields.mapping(source, 'text_config'))
+  if part.get('final_logit_softcapping') is not None:
+    raise errors.MeJaxError(
+      'final_logit_softcapping is not handled inside a text_config, where '
+      'transformers does not apply it.'
+    )
   outer = {
     each: source[each]
     for each in ('eos_token_id', 'quantization_config', 'tie_word_embeddings')

@@ -115,6 +115,8 @@ def _write_gemma3(config: config_lib.ModelConfig) -> dict[str, Any]:
 _GEMMA_FIELDS = frozenset({
   'attention_bias', 'query_pre_attn_scalar', 'final_logit_softcapping',
   'sliding_window', 'layer_types', 'hidden_activation',
+  # A second name for the window, which transformers does not read.
+  'sliding_window_size',
 })  # fmt: skip
 # A text_config inside a multimodal configuration leaves out what equals these.
 _GEMMA_DEFAULTS = {

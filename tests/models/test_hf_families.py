@@ -155,6 +155,11 @@ def test_the_context_is_what_rotation_is_stretched_to():
     ('Gemma-3-1b', {'attn_logit_softcapping': 50.0}, 'attn_logit_softcapping'),
     ('Gemma-3-1b', {'rope_parameters': {'rope_theta': 1.0}}, 'does not name'),
     ('Gemma-3-4b', {'quantization_config': {'bits': 4}}, 'quantization'),
+    (
+      'Gemma-3-4b',
+      {'text_config': {'final_logit_softcapping': 30.0}},
+      'final_logit_softcapping',
+    ),
     ('OLMo-2-1124-7B', {'clip_qkv': 8.0}, 'clip_qkv = 8.0'),
     ('SmolLM3-3B', {'no_rope_layers': [2] * 36}, 'no_rope_layers holds 2'),
     ('Llama-3.1-8B', {'partial_rotary_factor': 0.5}, 'partial_rotary_factor'),
