@@ -7,17 +7,25 @@ import subprocess
 import sys
 import textwrap
 
+import pytest
+
+from me_jax.models import config as config_lib
+
 PROGRAM = """
+    import sys
+
     import flax.linen as nn
     import jax
     import jax.numpy as jnp
     import numpy as np
 
     from me_jax.analysis import residual
+    from me_jax.models.config import RopeConfig
     from tests.support import planted
 
     assert len(jax.devices()) == 8
-    model, params = planted.build([planted.Plant(4, 7, 9, 5000.0)])
+    plants = [planted.Plant(4, 7, 9, 5000.0)]
+    model, params = planted.build(plants, **eval(sys.argv[1]))
     batch = planted.batch(count=4, length=15)
     operands = {
       'positions': np.zeros((4, 2), np.int32),
@@ -58,9 +66,22 @@ PROGRAM = """
 """
 
 
-def test_eight_devices_give_what_one_gives():
+# The norms and windows of other families add axes that must shard too.
+FAMILIES = {
+  'llama': {},
+  'gemma3': dict(
+    norm_placement='sandwich', norm_offset=1.0, qk_norm='head',
+    sliding_window=4, layer_windowed=(True, False) * 4,
+    rope_local=config_lib.RopeConfig(theta=100.0), attention_bias=True,
+  ),
+  'olmo2': dict(norm_placement='post', qk_norm='projection'),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_eight_devices_give_what_one_gives(family):
   done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(PROGRAM)],
+    [sys.executable, '-c', textwrap.dedent(PROGRAM), repr(FAMILIES[family])],
     env=os.environ
     | {
       'JAX_PLATFORMS': 'cpu',

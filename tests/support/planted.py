@@ -9,7 +9,7 @@ activation there is about D and the amount written is about what was asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +35,21 @@ class Plant(NamedTuple):
 
 
 def build(
-  plants: Sequence[Plant], *, seed: int = 0, bos_channel: float = 40.0
+  plants: Sequence[Plant],
+  *,
+  seed: int = 0,
+  bos_channel: float = 40.0,
+  **fields: Any,
 ) -> tuple[decoder.Decoder, dict]:
-  """Returns a model with plants among small random weights, and its params."""
+  """Returns a model with plants among small random weights, and its params.
+
+  Args:
+    plants: neurons with a known effect.
+    seed: of the random weights.
+    bos_channel: channel 0 of the embedding of `BOS`.
+    **fields: of the configuration, where another architecture is wanted. A norm
+      after the FFN makes a plant's amount another one.
+  """
   config = config_lib.ModelConfig(
     model_type='llama',
     vocab_size=VOCAB,
@@ -49,15 +61,17 @@ def build(
     head_dim=16,
     max_position_embeddings=256,
     bos_token_id=BOS,
+    **fields,
   )
   random = np.random.default_rng(seed)
   params = jax.tree.map(
     lambda leaf: random.normal(0, 0.02, leaf.shape).astype(np.float32),
     params_lib.param_shapes(config, 'float32'),
   )
-  params['norm']['weight'] = np.ones(WIDTH, np.float32)
-  for name in ('input_layernorm', 'post_attention_layernorm'):
-    params['layers'][name]['weight'] = np.ones((LAYERS, WIDTH), np.float32)
+  attention = params['layers']['self_attn']
+  for norm in (params['norm'], *params['layers'].values(), *attention.values()):
+    if 'weight' in norm:
+      norm['weight'] = np.full_like(norm['weight'], 1 - config.norm_offset)
   embedding = random.normal(0, 0.5, (VOCAB, WIDTH)).astype(np.float32)
   embedding[:, 0] = 0.0
   embedding[BOS, 0] = bos_channel
