@@ -23,6 +23,8 @@ _WHERE = {
   'encode': 'me_jax.checkpoints.encoding',
   'find_me_layer': 'me_jax.analysis.emergence',
   'load': 'me_jax.checkpoints.load',
+  'read_metadata': 'me_jax.checkpoints.orbax_card',
+  'save': 'me_jax.checkpoints.orbax',
 }
 
 __all__ = ['MeJaxError', *_WHERE]

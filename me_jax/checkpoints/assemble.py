@@ -18,10 +18,10 @@ import os
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from me_jax import errors
+from me_jax.checkpoints import finite
 from me_jax.checkpoints import leaves as leaves_lib
 from me_jax.checkpoints import names as names_lib
 from me_jax.checkpoints import tensors as tensors_lib
@@ -33,8 +33,6 @@ _PIECE = 1 << 18
 # Rows that are transposed together: a cache line's worth, a few times over.
 _BAND = 64
 _ALIGNMENT = 64
-# Bits of 16-bit floats above the mantissa, all set in infinities and NaN.
-_EXPONENT = {np.dtype(np.float16): 0x7C00, np.dtype(ml_dtypes.bfloat16): 0x7F80}
 
 
 def assemble(
@@ -64,10 +62,10 @@ def assemble(
       cannot be loaded, or holds values that are not finite.
   """
   leaves = leaves_lib.plan(shapes, tensors, names)
-  placements = None if shardings is None else leaves_lib.flatten(shardings)
-  odd = set(placements or ()) ^ {leaf.path for leaf in leaves}
-  if placements is not None and odd:
-    raise errors.MeJaxError(f'shardings do not match the model: {min(odd)}')
+  placements = None
+  if shardings is not None:
+    sizes = {leaf.path: leaf.shape for leaf in leaves}
+    placements = leaves_lib.check_shardings(sizes, shardings)
   total = sum(leaf.nbytes for leaf in leaves)
   done = 0
   result = {}
@@ -83,7 +81,7 @@ def assemble(
       done += leaf.nbytes
       if progress is not None:
         progress(done, total)
-  return _unflatten(result)
+  return leaves_lib.unflatten(result)
 
 
 def _read_sharded(
@@ -175,23 +173,14 @@ def _cast(
   """Casts, and raises when a value is not finite afterwards."""
   with np.errstate(over='ignore', invalid='ignore'):
     result = values.astype(dtype, copy=False)
-  if not _finite(result):
+  if not finite.all_finite(result):
     what = 'NaN or infinite values: the checkpoint is broken'
-    if _finite(values.astype(np.float64)):
+    if finite.all_finite(values.astype(np.float64)):
       what = f'values too large for {dtype}: load it as float32 or bfloat16'
     raise errors.MeJaxError(
       f'{tensor.file.path}: tensor {tensor.name} holds {what}'
     )
   return result
-
-
-def _finite(values: np.ndarray) -> bool:
-  exponent = _EXPONENT.get(values.dtype)
-  if exponent is None:
-    return bool(np.isfinite(values).all())
-  # Many times faster than isfinite, which is not vectorised for these types.
-  bits = np.ascontiguousarray(values).view(np.uint16) & 0x7FFF
-  return not bits.size or int(bits.max()) < exponent
 
 
 def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
@@ -200,14 +189,3 @@ def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
   start = -raw.ctypes.data % _ALIGNMENT
   return raw[start : start + nbytes].view(dtype).reshape(shape)
-
-
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-  tree = {}
-  for path, value in flat.items():
-    *parents, last = path.split('/')
-    node = tree
-    for parent in parents:
-      node = node.setdefault(parent, {})
-    node[last] = value
-  return tree

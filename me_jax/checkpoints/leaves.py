@@ -121,6 +121,48 @@ def flatten(tree: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
   return flat
 
 
+def check_shardings(
+  shapes: Mapping[str, tuple[int, ...]], shardings: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Checks that shardings fit a tree.
+
+  Args:
+    shapes: of its leaves, by path.
+    shardings: a tree of `jax.sharding.Sharding`.
+
+  Returns:
+    The shardings by path.
+
+  Raises:
+    MeJaxError: there is not one for each leaf, or one does not divide it.
+  """
+  found = flatten(shardings)
+  odd = set(found) ^ set(shapes)
+  if odd:
+    raise errors.MeJaxError(f'shardings do not match the model: {min(odd)}')
+  for path, shape in shapes.items():
+    try:
+      found[path].shard_shape(shape)
+    except (AttributeError, ValueError) as error:
+      raise errors.MeJaxError(
+        f'the sharding of {path} does not fit its shape {list(shape)}:'
+        f' {str(error)[:300]}'
+      ) from error
+  return found
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+  """Undoes `flatten`."""
+  tree = {}
+  for path, value in leaves.items():
+    *parents, last = path.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = value
+  return tree
+
+
 def _plan_leaf(
   path: str,
   shape: tuple[int, ...],

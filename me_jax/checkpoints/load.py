@@ -25,6 +25,9 @@ from me_jax.checkpoints import gguf_tokenizer
 from me_jax.checkpoints import leaves
 from me_jax.checkpoints import locate
 from me_jax.checkpoints import names as names_lib
+from me_jax.checkpoints import orbax_card
+from me_jax.checkpoints import orbax_open
+from me_jax.checkpoints import param_tree
 from me_jax.checkpoints import safetensors
 from me_jax.checkpoints import strict_json
 from me_jax.checkpoints import tensors as tensors_lib
@@ -33,9 +36,7 @@ from me_jax.models import config as config_lib
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
 
-DTYPES = ('float32', 'bfloat16', 'float16')
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
-_ORBAX_MARKS = ('_CHECKPOINT_METADATA', '_METADATA')
 
 
 class LoadedModel(NamedTuple):
@@ -82,7 +83,7 @@ class Checkpoint:
     progress: assemble.Progress | None = None,
   ) -> dict[str, Any]:
     """Reads the parameters; arguments and errors as in `load`."""
-    check_dtype(dtype)
+    param_tree.check_dtype(dtype)
     return assemble.assemble(
       params_lib.param_shapes(self.config, dtype),
       self.tensors,
@@ -103,8 +104,8 @@ def load(
 
   Args:
     source: the alias `smollm2`; a `.gguf` file; a folder with `config.json`
-      and safetensors, or with one `.gguf` file; or a hub id `owner/name`,
-      optionally with `@revision`.
+      and safetensors, or with one `.gguf` file, or one that `save` has
+      written; or a hub id `owner/name`, optionally with `@revision`.
     dtype: of parameters and computation: `float32`, `bfloat16` or `float16`.
     shardings: a tree like the parameters of `jax.sharding.Sharding`; each
       device reads its own slice only. None: all on the default device.
@@ -117,7 +118,7 @@ def load(
     MeJaxError: no such checkpoint, or one that is broken, incomplete, not
       supported or not finite; one line says what and what to do.
   """
-  check_dtype(dtype)
+  param_tree.check_dtype(dtype)
   checkpoint = open_checkpoint(source)
   # Importing transformers and reading weights wait for different things.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
@@ -135,7 +136,9 @@ def load(
     )
 
 
-def open_checkpoint(source: str | os.PathLike[str] = 'smollm2') -> Checkpoint:
+def open_checkpoint(
+  source: str | os.PathLike[str] = 'smollm2',
+) -> Checkpoint | orbax_open.SavedModel:
   """Reads the headers of a checkpoint.
 
   Args:
@@ -162,15 +165,7 @@ def open_checkpoint(source: str | os.PathLike[str] = 'smollm2') -> Checkpoint:
   return _open_gguf(path)
 
 
-def check_dtype(dtype: str) -> None:
-  """Raises MeJaxError unless `dtype` names a type that parameters may have."""
-  if dtype not in DTYPES:
-    raise errors.MeJaxError(
-      f'dtype is {dtype!r:.40}, must be one of {", ".join(DTYPES)}'
-    )
-
-
-def _open_folder(folder: str) -> Checkpoint:
+def _open_folder(folder: str) -> Checkpoint | orbax_open.SavedModel:
   """Finds out which kind of folder this is, and opens it."""
   try:
     present = sorted(os.listdir(folder))
@@ -178,6 +173,8 @@ def _open_folder(folder: str) -> Checkpoint:
     raise errors.MeJaxError(
       f'cannot read {folder}: {error.strerror}'
     ) from error
+  if {orbax_card.FILE, orbax_card.ORBAX_FILE}.intersection(present):
+    return orbax_open.open_folder(folder)
   ggufs = glob.glob(os.path.join(glob.escape(folder), '*.gguf'))
   if safetensors.INDEX in present or any(
     name.endswith('.safetensors') for name in present
@@ -192,13 +189,9 @@ def _open_folder(folder: str) -> Checkpoint:
   pickles = [name for name in present if name.lower().endswith(_PICKLES)]
   if pickles:
     raise _pickle_error(os.path.join(folder, pickles[0]))
-  if any(mark in present for mark in _ORBAX_MARKS):
-    raise errors.MeJaxError(
-      f'{folder} is an Orbax checkpoint, which cannot be loaded yet'
-    )
   raise errors.MeJaxError(
     f'{folder} is not a checkpoint: it holds neither *.safetensors with a'
-    ' config.json nor a *.gguf file'
+    ' config.json nor a *.gguf file, nor is it one that me_jax.save wrote'
   )
 
 

@@ -47,6 +47,31 @@ def load(folder: str) -> Any:
     ) from error
 
 
+def save(tokenizer: Any, folder: str) -> None:
+  """Writes a tokenizer with its chat template, as `load` reads it.
+
+  Args:
+    tokenizer: a `transformers` tokenizer.
+    folder: that exists.
+
+  Raises:
+    MeJaxError: it is none, or transformers cannot write it.
+  """
+  quiet()
+  if not hasattr(tokenizer, 'save_pretrained'):
+    raise errors.MeJaxError(
+      f'the tokenizer is a {type(tokenizer).__name__}, which cannot be saved:'
+      ' use one of transformers, or None'
+    )
+  try:
+    tokenizer.save_pretrained(folder)
+  # The tokenizers library raises bare Exception here, too.
+  except Exception as error:
+    raise errors.MeJaxError(
+      f'cannot write the tokenizer: {str(error)[:200]}'
+    ) from error
+
+
 def quiet() -> None:
   """Keeps transformers from advising to install torch: we need none of it."""
   os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')

@@ -70,16 +70,6 @@ def test_loaded_arrays_outlive_the_checkpoint(tiny, flat, tmp_path):
     np.testing.assert_array_equal(flat(params)[key], value)
 
 
-def test_sixteen_bit_infinities_are_seen():
-  for dtype in assemble._EXPONENT:
-    largest = np.full(3, np.finfo(np.float16).max, np.float32).astype(dtype)
-    assert assemble._finite(largest)
-    assert assemble._finite(-largest)
-    assert assemble._finite(largest[:0])
-    for bad in (np.inf, -np.inf, np.nan):
-      assert not assemble._finite(np.append(largest, largest.dtype.type(bad)))
-
-
 def test_a_tied_head_in_the_file_is_left_alone(tiny, tmp_path):
   weights = tiny.weights | {
     'lm_head.weight': np.full((48, 32), np.nan, np.float32)

@@ -1,0 +1,214 @@
+"""How is a model kept between runs, whatever its size and sharding?
+
+As an Orbax checkpoint of the parameter tree, written by all processes at once
+and read onto any mesh, with our configuration, free metadata and the tokenizer
+beside it:
+
+  me_jax.json   format, configuration, metadata
+  params/       the tree, by Orbax
+  tokenizer/    as transformers writes it; absent when there is none
+
+A folder is complete or absent: see `orbax_commit.py`. `orbax_open.py` reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+import contextlib
+import functools
+import os
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from me_jax import errors
+from me_jax.checkpoints import atomic
+from me_jax.checkpoints import finite
+from me_jax.checkpoints import leaves as leaves_lib
+from me_jax.checkpoints import orbax_card
+from me_jax.checkpoints import param_tree
+
+if TYPE_CHECKING:
+  from me_jax.checkpoints import load
+  from me_jax.checkpoints import orbax_commit
+
+_OURS = frozenset(
+  {
+    orbax_card.FILE,
+    orbax_card.ORBAX_FILE,
+    orbax_card.TOKENIZER,
+    orbax_card.PARAMS,
+    'commit_success.txt',
+  }
+)
+
+
+class Save:
+  """A save that may still be running.
+
+  Attributes:
+    folder: where the checkpoint stands when it is complete.
+  """
+
+  def __init__(self, folder: str, finish: Callable[[], None]):
+    self.folder = folder
+    self._finish: Callable[[], None] | None = finish
+    self._error: errors.MeJaxError | None = None
+
+  def wait(self) -> None:
+    """Returns when the folder is complete.
+
+    Raises:
+      MeJaxError: it could not be written; nothing was left behind, and what
+        stood there before still does.
+    """
+    if self._finish is not None:
+      finish, self._finish = self._finish, None
+      try:
+        finish()
+      except errors.MeJaxError as error:
+        self._error = error
+    if self._error is not None:
+      raise self._error
+
+
+def save(
+  lm: load.LoadedModel,
+  folder: str | os.PathLike[str],
+  *,
+  metadata: Mapping[str, Any] | None = None,
+  overwrite: bool = False,
+  asynchronous: bool = False,
+) -> Save:
+  """Writes a model as a folder that `me_jax.load` reads, on any mesh.
+
+  The folder is complete or absent, whenever the process ends. With several
+  processes all of them call this, and each writes its own shards.
+
+  Args:
+    lm: the model; parameters, configuration and tokenizer (or None) are
+      written. The parameters may have `layers/sink_scale` besides the model's
+      own leaves.
+    folder: where, on a file system that all processes share.
+    metadata: anything that JSON can hold, such as where the model comes from
+      and what was done to it; `read_metadata` returns it.
+    overwrite: replace an earlier save, which stays until the new one is
+      complete.
+    asynchronous: return when the parameters have been copied. The folder
+      stands when `wait` has returned; a process that ends before may lose it.
+
+  Returns:
+    The save, complete unless `asynchronous`.
+
+  Raises:
+    MeJaxError: the folder exists or cannot be written, or the model cannot be
+      loaded again: its parameters do not fit its configuration or are not
+      finite. Nothing is left behind.
+  """
+  target, files = _together(
+    functools.partial(_prepare, lm, folder, metadata, overwrite)
+  )
+  broken = finite.offenders(leaves_lib.flatten(lm.params))
+  if broken:
+    raise errors.MeJaxError(
+      f'{broken[0]} holds NaN or infinite values: such a model is not saved'
+    )
+  import orbax.checkpoint as ocp
+
+  from me_jax.checkpoints import orbax_commit
+
+  commit = orbax_commit.Commit(target, files)
+  _together(lambda: jax.process_index() or commit.remove_stale())
+  # Trained weights hardly compress: it would cost ten times the time.
+  handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  registry.add(orbax_card.PARAMS, ocp.args.PyTreeSave, handler)
+  # What can go wrong with folders shall go wrong at once.
+  at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+  composite = ocp.CompositeCheckpointHandler(
+    handler_registry=registry,
+    composite_options=ocp.CompositeOptions(async_options=at_once),
+  )
+  options = {'temporary_path_class': commit.temporary_path_class}
+  if asynchronous:
+    options['async_options'] = at_once
+  kind = ocp.AsyncCheckpointer if asynchronous else ocp.Checkpointer
+  checkpointer = kind(composite, **options)
+  tree = leaves_lib.unflatten(leaves_lib.flatten(lm.params))
+  arguments = ocp.args.Composite(
+    **{orbax_card.PARAMS: ocp.args.PyTreeSave(tree)}
+  )
+  with _ending(target, checkpointer, commit, succeeded=not asynchronous):
+    checkpointer.save(commit.staging, args=arguments)
+
+  def finish() -> None:
+    with _ending(target, checkpointer, commit, succeeded=True):
+      checkpointer.wait_until_finished()
+
+  result = Save(target, finish if asynchronous else lambda: None)
+  return result
+
+
+@contextlib.contextmanager
+def _ending(
+  target: str, checkpointer: Any, commit: orbax_commit.Commit, succeeded: bool
+) -> Iterator[None]:
+  """Ends a save that fails in this block, or succeeds when it is the last.
+
+  Raises:
+    MeJaxError: the block has raised.
+  """
+  try:
+    yield
+    if succeeded:
+      commit.end(succeeded=True)
+      checkpointer.close()
+  except BaseException as error:
+    # First: it may still be writing into the folder.
+    with contextlib.suppress(Exception):
+      checkpointer.close()
+    commit.end(succeeded=False)
+    if isinstance(error, Exception):
+      raise orbax_card.failure(f'cannot save {target}', error) from error
+    raise
+
+
+def _prepare(
+  lm: load.LoadedModel,
+  folder: str | os.PathLike[str],
+  metadata: Mapping[str, Any] | None,
+  overwrite: bool,
+) -> tuple[str, dict[str, bytes]]:
+  """Checks everything that can be, and returns where and what to write."""
+  param_tree.check(lm.config, lm.params, 'the parameters')
+  if jax.process_index():
+    return atomic.absolute(folder), {}
+  target = atomic.check_target(
+    folder, overwrite=overwrite, ours=_OURS.__contains__, mark=orbax_card.FILE
+  )
+  return target, orbax_card.files(lm.config, metadata, lm.tokenizer)
+
+
+def _together(step: Callable[[], Any]) -> Any:
+  """Runs a step in every process; all raise if one does.
+
+  One process alone would leave the others waiting for it.
+  """
+  if jax.process_count() == 1:
+    return step()
+  from jax.experimental import multihost_utils
+
+  result, error = None, None
+  try:
+    result = step()
+  except Exception as raised:
+    error = raised
+  failed = multihost_utils.process_allgather(np.array(error is not None))
+  if error is not None:
+    raise error
+  if failed.any():
+    raise errors.MeJaxError(
+      f'process {int(failed.argmax())} could not go on: see what it says'
+    )
+  return result
