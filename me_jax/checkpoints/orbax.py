@@ -13,10 +13,13 @@ A folder is complete or absent: see `orbax_commit.py`. `orbax_open.py` reads it.
 
 from __future__ import annotations
 
+import atexit
 from collections.abc import Callable, Iterator, Mapping
 import contextlib
 import functools
 import os
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -33,15 +36,16 @@ if TYPE_CHECKING:
   from me_jax.checkpoints import load
   from me_jax.checkpoints import orbax_commit
 
-_OURS = frozenset(
-  {
-    orbax_card.FILE,
-    orbax_card.ORBAX_FILE,
-    orbax_card.TOKENIZER,
-    orbax_card.PARAMS,
-    'commit_success.txt',
-  }
-)
+# What a folder of ours holds.
+_OURS = frozenset({
+  orbax_card.FILE,
+  orbax_card.ORBAX_FILE,
+  orbax_card.TOKENIZER,
+  orbax_card.PARAMS,
+  'commit_success.txt',
+})  # fmt: skip
+# Saves that nobody has waited for.
+_running: set[Save] = set()
 
 
 class Save:
@@ -65,6 +69,7 @@ class Save:
     """
     if self._finish is not None:
       finish, self._finish = self._finish, None
+      _running.discard(self)
       try:
         finish()
       except errors.MeJaxError as error:
@@ -95,8 +100,8 @@ def save(
       and what was done to it; `read_metadata` returns it.
     overwrite: replace an earlier save, which stays until the new one is
       complete.
-    asynchronous: return when the parameters have been copied. The folder
-      stands when `wait` has returned; a process that ends before may lose it.
+    asynchronous: return when the parameters may change again. The folder
+      stands when `wait` has returned; the end of the process waits, too.
 
   Returns:
     The save, complete unless `asynchronous`.
@@ -120,21 +125,7 @@ def save(
 
   commit = orbax_commit.Commit(target, files)
   _together(lambda: jax.process_index() or commit.remove_stale())
-  # Trained weights hardly compress: it would cost ten times the time.
-  handler = ocp.PyTreeCheckpointHandler(use_compression=False)
-  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-  registry.add(orbax_card.PARAMS, ocp.args.PyTreeSave, handler)
-  # What can go wrong with folders shall go wrong at once.
-  at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-  composite = ocp.CompositeCheckpointHandler(
-    handler_registry=registry,
-    composite_options=ocp.CompositeOptions(async_options=at_once),
-  )
-  options = {'temporary_path_class': commit.temporary_path_class}
-  if asynchronous:
-    options['async_options'] = at_once
-  kind = ocp.AsyncCheckpointer if asynchronous else ocp.Checkpointer
-  checkpointer = kind(composite, **options)
+  checkpointer = _checkpointer(commit, asynchronous)
   tree = leaves_lib.unflatten(leaves_lib.flatten(lm.params))
   arguments = ocp.args.Composite(
     **{orbax_card.PARAMS: ocp.args.PyTreeSave(tree)}
@@ -147,7 +138,46 @@ def save(
       checkpointer.wait_until_finished()
 
   result = Save(target, finish if asynchronous else lambda: None)
+  if asynchronous:
+    _running.add(result)
+    _wait_at_exit()
   return result
+
+
+def _checkpointer(commit: orbax_commit.Commit, asynchronous: bool) -> Any:
+  """Returns an Orbax checkpointer that finalises as `commit` says."""
+  import orbax.checkpoint as ocp
+
+  # Trained weights hardly compress: it would cost ten times the time.
+  handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+  registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+  registry.add(orbax_card.PARAMS, ocp.args.PyTreeSave, handler)
+  # What can go wrong with folders shall go wrong at once.
+  at_once = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+  composite = ocp.CompositeCheckpointHandler(
+    handler_registry=registry,
+    composite_options=ocp.CompositeOptions(async_options=at_once),
+  )
+  options = {'temporary_path_class': commit.temporary_path_class}
+  if asynchronous:
+    return ocp.AsyncCheckpointer(composite, async_options=at_once, **options)
+  return ocp.Checkpointer(composite, **options)
+
+
+@functools.cache
+def _wait_at_exit() -> None:
+  """Makes the end of the process wait for saves."""
+
+  def wait() -> None:
+    for running in tuple(_running):
+      try:
+        running.wait()
+      except errors.MeJaxError as error:
+        print(f'me_jax: {error}', file=sys.stderr)
+
+  # `atexit` comes too late: Orbax needs thread pools, and Python has closed
+  # them by then.
+  getattr(threading, '_register_atexit', atexit.register)(wait)
 
 
 @contextlib.contextmanager
