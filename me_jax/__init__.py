@@ -21,6 +21,7 @@ _WHERE = {
   'MEReport': 'me_jax.analysis.me_report',
   'ModelConfig': 'me_jax.models.config',
   'encode': 'me_jax.checkpoints.encoding',
+  'export': 'me_jax.checkpoints.export',
   'find_me_layer': 'me_jax.analysis.emergence',
   'load': 'me_jax.checkpoints.load',
   'read_metadata': 'me_jax.checkpoints.orbax_card',

@@ -96,6 +96,19 @@ def absolute(folder: str | os.PathLike[str]) -> str:
   return target
 
 
+def check_space(target: str, nbytes: int) -> None:
+  """Raises MeJaxError if `nbytes` have no room where `target` shall stand."""
+  parent = os.path.dirname(target)
+  while not os.path.isdir(parent):
+    parent = os.path.dirname(parent)
+  free = shutil.disk_usage(parent).free
+  if nbytes > free:
+    raise errors.MeJaxError(
+      f'{target} needs {nbytes / 1e9:.1f} GB, there are {free / 1e9:.1f} GB:'
+      ' free some space, or name another disk'
+    )
+
+
 def staging(target: str) -> str:
   """Returns the hidden name under which `target` is written."""
   return os.path.join(
@@ -120,6 +133,7 @@ def writing(target: str) -> Iterator[str]:
     with lock(partial):
       try:
         yield partial
+        _flush(partial)
         replace(partial, target)
       except BaseException:
         remove(partial)
@@ -206,6 +220,17 @@ def replace(complete: str, target: str) -> None:
   remove(aside)
 
 
+def _flush(folder: str) -> None:
+  """Sends files to the disk: a new name must not arrive there before them."""
+  for parent, _, names in os.walk(folder):
+    for path in (*(os.path.join(parent, name) for name in names), parent):
+      handle = os.open(path, os.O_RDONLY)
+      try:
+        os.fsync(handle)
+      finally:
+        os.close(handle)
+
+
 def _exchange(one: str, other: str) -> bool:
   """Swaps two names in one step; False where the system cannot."""
   function = getattr(ctypes.CDLL(None), 'renameat2', None)
@@ -233,8 +258,8 @@ def _check_replaceable(
     )
   if present and not overwrite:
     raise errors.MeJaxError(
-      f'{target} exists and is not empty: name another folder, or ask for it'
-      ' to be overwritten'
+      f'{target} exists and is not empty: name another folder, or overwrite it'
+      ' (overwrite=True, --overwrite)'
     )
   strangers = [name for name in present if not ours(name)]
   if strangers:

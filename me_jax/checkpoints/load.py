@@ -76,6 +76,14 @@ class Checkpoint:
   names: names_lib.NameTable = dataclasses.field(repr=False)
   load_tokenizer: Callable[[], Any] = dataclasses.field(repr=False)
 
+  @property
+  def stored_dtype(self) -> str:
+    """The type that all tensors have; float32 where they differ."""
+    plain = tensors_lib.PLAIN_DTYPES
+    return param_tree.common_dtype(
+      plain.get(tensor.dtype) for tensor in self.tensors.values()
+    )
+
   def load_params(
     self,
     dtype: str = 'float32',
@@ -119,7 +127,20 @@ def load(
       supported or not finite; one line says what and what to do.
   """
   param_tree.check_dtype(dtype)
-  checkpoint = open_checkpoint(source)
+  return load_opened(
+    open_checkpoint(source), dtype=dtype, shardings=shardings, progress=progress
+  )
+
+
+def load_opened(
+  checkpoint: Checkpoint | orbax_open.SavedModel,
+  *,
+  dtype: str = 'float32',
+  shardings: Mapping[str, Any] | None = None,
+  progress: assemble.Progress | None = None,
+) -> LoadedModel:
+  """Loads what `open_checkpoint` has opened; the rest as in `load`."""
+  param_tree.check_dtype(dtype)
   # Importing transformers and reading weights wait for different things.
   with concurrent.futures.ThreadPoolExecutor(1) as pool:
     tokenizer = pool.submit(checkpoint.load_tokenizer)

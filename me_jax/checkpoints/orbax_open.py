@@ -106,6 +106,11 @@ class SavedModel:
   metadata: dict[str, Any]
   leaves: Mapping[str, StoredLeaf] = dataclasses.field(repr=False)
 
+  @property
+  def stored_dtype(self) -> str:
+    """The type that all parameters have; float32 where they differ."""
+    return param_tree.common_dtype(leaf.dtype for leaf in self.leaves.values())
+
   def load_tokenizer(self) -> Any:
     """Returns the tokenizer, None when there is none."""
     folder = os.path.join(self.path, orbax_card.TOKENIZER)

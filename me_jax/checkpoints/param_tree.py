@@ -5,7 +5,7 @@ Letters: L layers, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -62,6 +62,13 @@ def check_dtype(dtype: str) -> None:
     raise errors.MeJaxError(
       f'dtype is {dtype!r:.40}, must be one of {", ".join(DTYPES)}'
     )
+
+
+def common_dtype(dtypes: Iterable[np.dtype | None]) -> str:
+  """Returns the type that all have if parameters may; else float32."""
+  names = {'' if dtype is None else dtype.name for dtype in dtypes}
+  name = names.pop() if len(names) == 1 else ''
+  return name if name in DTYPES else 'float32'
 
 
 def optional_shapes(

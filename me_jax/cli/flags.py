@@ -16,15 +16,21 @@ from absl import flags as absl_flags
 from me_jax import errors
 
 
-def define_model(flags: absl_flags.FlagValues) -> None:
-  """Declares which model is used, and how it is computed."""
+def define_source(flags: absl_flags.FlagValues) -> None:
+  """Declares which model is used."""
   absl_flags.DEFINE_string(
     'model',
     'smollm2',
     'the model: a folder with safetensors and config.json, a .gguf file, a '
-    'hub id (owner/name), or the default model, smollm2.',
+    'folder written by me_jax.save, a hub id (owner/name), or the default '
+    'model, smollm2.',
     flag_values=flags,
   )
+
+
+def define_model(flags: absl_flags.FlagValues) -> None:
+  """Declares which model is used, and how it is computed."""
+  define_source(flags)
   absl_flags.DEFINE_enum(
     'dtype',
     'float32',

@@ -119,7 +119,7 @@ def test_every_field_of_a_configuration_comes_back(tmp_path):
 
 
 def test_a_tokenizer_and_its_template_come_back(tmp_path):
-  tokenizer = folder_lib._tokenizer()
+  tokenizer = folder_lib.tokenizer()
   tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n"
   me_jax.save(make(tokenizer=tokenizer), tmp_path / 'm')
   back = me_jax.load(tmp_path / 'm').tokenizer
@@ -335,7 +335,7 @@ def test_a_failure_at_any_stage_leaves_what_was_there(
     raise OSError(28, 'No space left on device')
 
   def save():
-    lm = make(tokenizer=folder_lib._tokenizer())
+    lm = make(tokenizer=folder_lib.tokenizer())
     me_jax.save(lm, folder, overwrite=True, asynchronous=asynchronous).wait()
 
   with monkeypatch.context() as patch:
@@ -377,7 +377,7 @@ KILLED = """
       os.kill(os.getpid(), signal.SIGKILL)
 
     setattr(owner, name, die)
-    lm = test_orbax.make(tokenizer=test_orbax.folder_lib._tokenizer())
+    lm = test_orbax.make(tokenizer=test_orbax.folder_lib.tokenizer())
     orbax.save(lm, folder, overwrite=True, asynchronous=bool(asynchronous)).wait()
 """
 
@@ -614,7 +614,7 @@ PROCESSES = """
     import me_jax
     from tests.checkpoints import test_orbax
 
-    lm = test_orbax.make(tokenizer=test_orbax.folder_lib._tokenizer())
+    lm = test_orbax.make(tokenizer=test_orbax.folder_lib.tokenizer())
     mesh = jax.sharding.Mesh(np.array(jax.devices()), 'a')
     assert mesh.size == 4 and len(jax.local_devices()) == 2
     shardings = jax.tree.map(

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from typing import Any
 
-from safetensors import numpy as safetensors_numpy
-
 from me_jax.checkpoints import export
+from me_jax.checkpoints import load
 from me_jax.models import decoder
 from tests.support import planted
 
@@ -17,11 +15,8 @@ def write(
   model: decoder.Decoder, params: Any, folder: pathlib.Path
 ) -> pathlib.Path:
   """Writes weights, config.json and a tokenizer of single letters."""
-  folder.mkdir(parents=True, exist_ok=True)
-  tensors = export.hf_tensors(model.config, params)
-  safetensors_numpy.save_file(tensors, folder / 'model.safetensors')
-  (folder / 'config.json').write_text(json.dumps(model.config.to_hf()))
-  tokenizer().save_pretrained(folder)
+  lm = load.LoadedModel(model, params, tokenizer(), model.config)
+  export.export(lm, folder)
   return folder
 
 
