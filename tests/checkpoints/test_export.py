@@ -212,6 +212,14 @@ def test_shards_keep_to_their_size_and_to_the_index(tmp_path):
   assert not (tmp_path / 'whole' / reader.INDEX).exists()
 
 
+def test_a_tensor_larger_than_a_file_has_one_of_its_own(tmp_path):
+  me_jax.export(make(), tmp_path / 'm', max_shard_size=1)
+  me_jax.export(make(), tmp_path / 'whole')
+  files = list((tmp_path / 'm').glob('*.safetensors'))
+  assert len(files) == len(stored(tmp_path / 'm'))
+  assert stored(tmp_path / 'm') == stored(tmp_path / 'whole')
+
+
 def test_progress_ends_at_all_bytes(tmp_path):
   calls = []
   lm = make()
@@ -443,13 +451,6 @@ def test_whoever_is_killed_leaves_the_old_folder(tmp_path):
   me_jax.export(make(), tmp_path / 'm', overwrite=True)
   assert stored(tmp_path / 'm') != before
   assert os.listdir(tmp_path) == ['m']
-
-
-def test_two_exports_at_once_do_not_mix(tmp_path):
-  with atomic.writing(str(tmp_path / 'm')) as partial:
-    refused(lambda: me_jax.export(make(), tmp_path / 'm'), 'being written')
-    pathlib.Path(partial, 'config.json').write_text('{}')
-  assert os.listdir(tmp_path / 'm') == ['config.json']
 
 
 def test_values_are_looked_at_before_anything_is_written(tmp_path, monkeypatch):

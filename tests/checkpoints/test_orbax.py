@@ -266,16 +266,6 @@ def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
   refused(lambda: me_jax.save(make(), '.'), 'current folder')
 
 
-def test_two_saves_at_once_do_not_mix(tmp_path):
-  with atomic.writing(str(tmp_path / 'm')):
-    refused(lambda: _enter(tmp_path / 'm'), 'being written')
-
-
-def _enter(folder):
-  with atomic.writing(str(folder)):
-    raise AssertionError('two writers')
-
-
 # Models that could not be loaded again.
 
 
