@@ -108,7 +108,7 @@ def _read(
   pool: concurrent.futures.ThreadPoolExecutor,
 ) -> np.ndarray:
   """Returns one slice of a leaf in a fresh buffer."""
-  buffer = _empty(tuple(part.stop - part.start for part in index), leaf.dtype)
+  buffer = aligned(tuple(part.stop - part.start for part in index), leaf.dtype)
   layers = [(buffer, leaf.tensors[0])]
   if leaf.stacked:
     layers = list(zip(buffer, leaf.tensors[index[0]], strict=True))
@@ -183,7 +183,7 @@ def _cast(
   return result
 
 
-def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
   """Returns a buffer that JAX takes over without a copy: it wants alignment."""
   nbytes = math.prod(shape) * dtype.itemsize
   raw = np.empty(nbytes + _ALIGNMENT, np.uint8)

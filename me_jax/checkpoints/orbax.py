@@ -114,7 +114,8 @@ def save(
   target, files = _together(
     functools.partial(_prepare, lm, folder, metadata, overwrite)
   )
-  broken = finite.offenders(leaves_lib.flatten(lm.params))
+  leaves = leaves_lib.flatten(lm.params)
+  broken = finite.offenders(leaves)
   if broken:
     raise errors.MeJaxError(
       f'{broken[0]} holds NaN or infinite values: such a model is not saved'
@@ -125,11 +126,8 @@ def save(
 
   commit = orbax_commit.Commit(target, files)
   _together(lambda: jax.process_index() or commit.remove_stale())
-  checkpointer = _checkpointer(commit, asynchronous)
-  tree = leaves_lib.unflatten(leaves_lib.flatten(lm.params))
-  arguments = ocp.args.Composite(
-    **{orbax_card.PARAMS: ocp.args.PyTreeSave(tree)}
-  )
+  checkpointer = _checkpointer(commit, leaves, asynchronous)
+  arguments = ocp.args.Composite(**{orbax_card.PARAMS: _arguments(leaves)})
   with _ending(target, checkpointer, commit, succeeded=not asynchronous):
     checkpointer.save(commit.staging, args=arguments)
 
@@ -144,12 +142,35 @@ def save(
   return result
 
 
-def _checkpointer(commit: orbax_commit.Commit, asynchronous: bool) -> Any:
+def _arguments(leaves: Mapping[str, Any]) -> Any:
+  """Returns what Orbax is told to save: a chunk for each layer's kernels.
+
+  Chunks are read whole, so small ones cost less on another mesh.
+  """
+  import orbax.checkpoint as ocp
+
+  chunks = {
+    path: ocp.SaveArgs(shard_axes=(0,) if leaf.ndim == 3 else ())
+    for path, leaf in leaves.items()
+  }
+  return ocp.args.PyTreeSave(
+    leaves_lib.unflatten(leaves), leaves_lib.unflatten(chunks)
+  )
+
+
+def _checkpointer(
+  commit: orbax_commit.Commit, leaves: Mapping[str, Any], asynchronous: bool
+) -> Any:
   """Returns an Orbax checkpointer that finalises as `commit` says."""
   import orbax.checkpoint as ocp
 
-  # Trained weights hardly compress: it would cost ten times the time.
-  handler = ocp.PyTreeCheckpointHandler(use_compression=False)
+  largest = max(leaf.nbytes for leaf in leaves.values())
+  handler = ocp.PyTreeCheckpointHandler(
+    # Trained weights hardly compress: it would cost ten times the time.
+    use_compression=False,
+    # What is being written exists twice; Orbax refuses a leaf above the bound.
+    save_concurrent_gb=1 + largest // 10**9,
+  )
   registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
   registry.add(orbax_card.PARAMS, ocp.args.PyTreeSave, handler)
   # What can go wrong with folders shall go wrong at once.

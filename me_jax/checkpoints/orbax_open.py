@@ -12,8 +12,10 @@ that leaves them finite cannot be noticed.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from concurrent import futures
 import dataclasses
 import functools
+import itertools
 import math
 import os
 from typing import Any
@@ -22,6 +24,7 @@ import jax
 import numpy as np
 
 from me_jax import errors
+from me_jax.checkpoints import assemble
 from me_jax.checkpoints import finite
 from me_jax.checkpoints import leaves as leaves_lib
 from me_jax.checkpoints import orbax_card
@@ -30,6 +33,8 @@ from me_jax.checkpoints import tokenizer as tokenizer_lib
 from me_jax.models import config as config_lib
 
 _ARRAY = '/.zarray'
+# Each holds a chunk twice for a moment.
+_THREADS = min(2, os.cpu_count() or 1)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -56,18 +61,40 @@ class StoredLeaf:
     """As it is stored."""
     return self.store.dtype.numpy_dtype
 
-  def read(self, index: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
-    """Returns a part of the values.
+  def read(
+    self, index: tuple[slice, ...], dtype: np.dtype, pool: futures.Executor
+  ) -> np.ndarray:
+    """Returns a part of the values in a fresh buffer.
 
     Args:
-      index: which.
+      index: which, a slice with start and stop for each axis.
       dtype: to cast to.
+      pool: reads the chunks, which are stored and checked one by one.
 
     Raises:
       MeJaxError: they cannot be read, or are not finite in this type.
     """
+    buffer = assemble.aligned(
+      tuple(part.stop - part.start for part in index), dtype
+    )
+    chunk = self.store.chunk_layout.read_chunk.shape
+    cells = itertools.product(*map(_cut, index, chunk))
+
+    def fill(cell: tuple[slice, ...]) -> None:
+      place = tuple(
+        slice(part.start - whole.start, part.stop - whole.start)
+        for part, whole in zip(cell, index)
+      )
+      buffer[place] = self._read_chunk(cell, dtype)
+
+    for _ in pool.map(fill, cells):
+      pass
+    return buffer
+
+  def _read_chunk(self, cell: tuple[slice, ...], dtype: np.dtype) -> np.ndarray:
+    """Returns values of one chunk, checked and cast."""
     try:
-      values = self.store[index].read().result()
+      values = self.store[cell].read().result()
     # TensorStore tells what is wrong by ValueError and others.
     except Exception as error:
       raise orbax_card.failure(
@@ -78,16 +105,14 @@ class StoredLeaf:
         f'{self.folder}: {self.path} holds NaN or infinite values: the'
         ' checkpoint is broken'
       )
-    if values.dtype == dtype:
-      return values
     with np.errstate(over='ignore'):
-      values = values.astype(dtype)
-    if not finite.in_pieces(values):
+      result = values.astype(dtype, copy=False)
+    if dtype != values.dtype and not finite.in_pieces(result):
       raise errors.MeJaxError(
         f'{self.folder}: {self.path} holds values too large for {dtype}: load'
         ' it as float32 or bfloat16'
       )
-    return values
+    return result
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,15 +159,17 @@ class SavedModel:
     )
     done = 0
     result = {}
-    for path, leaf in self.leaves.items():
-      if places is None:
-        host = leaf.read((slice(None),) * len(leaf.shape), kind)
-        result[path] = jax.device_put(host, may_alias=True)
-      else:
-        result[path] = _read_sharded(leaf, kind, places[path])
-      done += math.prod(leaf.shape) * kind.itemsize
-      if progress is not None:
-        progress(done, total)
+    with futures.ThreadPoolExecutor(_THREADS) as pool:
+      for path, leaf in self.leaves.items():
+        if places is None:
+          everything = tuple(slice(0, size) for size in leaf.shape)
+          host = leaf.read(everything, kind, pool)
+          result[path] = jax.device_put(host, may_alias=True)
+        else:
+          result[path] = _read_sharded(leaf, kind, places[path], pool)
+        done += math.prod(leaf.shape) * kind.itemsize
+        if progress is not None:
+          progress(done, total)
     return leaves_lib.unflatten(result)
 
 
@@ -201,14 +228,26 @@ def _open_arrays(folder: str) -> dict[str, StoredLeaf]:
   return found
 
 
+def _cut(part: slice, step: int) -> list[slice]:
+  """Cuts a slice at the multiples of `step`."""
+  borders = range(part.start // step * step + step, part.stop, step)
+  return [
+    slice(*pair)
+    for pair in itertools.pairwise([part.start, *borders, part.stop])
+  ]
+
+
 def _read_sharded(
-  leaf: StoredLeaf, dtype: np.dtype, sharding: jax.sharding.Sharding
+  leaf: StoredLeaf,
+  dtype: np.dtype,
+  sharding: jax.sharding.Sharding,
+  pool: futures.Executor,
 ) -> jax.Array:
   """Reads a leaf slice by slice, each distinct one once."""
 
   @functools.cache
   def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-    return leaf.read(tuple(slice(*bound) for bound in bounds), dtype)
+    return leaf.read(tuple(slice(*bound) for bound in bounds), dtype, pool)
 
   def callback(index: tuple[slice, ...]) -> np.ndarray:
     pairs = zip(index, leaf.shape, strict=True)

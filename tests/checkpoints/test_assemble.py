@@ -21,13 +21,13 @@ def test_jax_takes_the_buffers_over(tiny, tmp_path, monkeypatch, dtype):
   if jax.default_backend() != 'cpu':
     pytest.skip('other devices have memory of their own')
   made = []
-  empty = assemble._empty
+  empty = assemble.aligned
 
   def spy(shape, dtype):
     made.append(empty(shape, dtype))
     return made[-1]
 
-  monkeypatch.setattr(assemble, '_empty', spy)
+  monkeypatch.setattr(assemble, 'aligned', spy)
   params = load.open_checkpoint(tiny.hf(tmp_path / 'm')).load_params(dtype)
   # A tree of this size is too small for luck: malloc aligns to 16.
   assert {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)} == {

@@ -359,10 +359,10 @@ SHARDED = """
       )
       whole = checkpoint.load_params()
       sizes = []
-      empty = assemble._empty
-      assemble._empty = lambda s, d: sizes.append(s) or empty(s, d)
+      empty = assemble.aligned
+      assemble.aligned = lambda s, d: sizes.append(s) or empty(s, d)
       split = checkpoint.load_params(shardings=shardings)
-      assemble._empty = empty
+      assemble.aligned = empty
       for a, b, s in zip(*map(jax.tree.leaves, (whole, split, shardings))):
         assert b.sharding == s
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
