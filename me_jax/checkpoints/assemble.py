@@ -177,7 +177,7 @@ def _cast(
     result = values.astype(dtype, copy=False)
   if not _finite(result):
     what = 'NaN or infinite values: the checkpoint is broken'
-    if _finite(values.astype(np.float64)):
+    if _finite(values):
       what = f'values too large for {dtype}: load it as float32 or bfloat16'
     raise errors.MeJaxError(
       f'{tensor.file.path}: tensor {tensor.name} holds {what}'
