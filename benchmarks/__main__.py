@@ -21,24 +21,32 @@ from rich import console as console_lib
 from rich import table as table_lib
 
 _ROUNDS = 5
+# Of what a process that fails wrote to stderr.
+_SHOWN_LINES = 8
 
 
 def run(arguments: list[str], cache: pathlib.Path) -> tuple[float, float, str]:
   """Runs a process; returns its wall seconds, peak MB and output."""
-  start = time.perf_counter()
-  process = subprocess.Popen(
-    [sys.executable, '-m', *arguments],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.DEVNULL,
-    env=os.environ | {'ME_JAX_CACHE': str(cache), 'HF_HUB_OFFLINE': '1'},
-    text=True,
-  )
-  output = process.stdout.read()
-  _, status, usage = os.wait4(process.pid, 0)
-  process.returncode = os.waitstatus_to_exitcode(status)
-  wall = time.perf_counter() - start
-  if process.returncode:
-    raise SystemExit(f'{" ".join(arguments)} exited {process.returncode}')
+  # A file and not a pipe, which would fill up unread.
+  with tempfile.TemporaryFile('w+', errors='replace') as complaints:
+    start = time.perf_counter()
+    process = subprocess.Popen(
+      [sys.executable, '-m', *arguments],
+      stdout=subprocess.PIPE,
+      stderr=complaints,
+      env=os.environ | {'ME_JAX_CACHE': str(cache), 'HF_HUB_OFFLINE': '1'},
+      text=True,
+    )
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wall = time.perf_counter() - start
+    if process.returncode:
+      complaints.seek(0)
+      last = ''.join(complaints.readlines()[-_SHOWN_LINES:])
+      raise SystemExit(
+        f'{" ".join(arguments)} exited {process.returncode}:\n{last}'
+      )
   return wall, usage.ru_maxrss / 1024, output
 
 
