@@ -11,11 +11,24 @@ from collections.abc import Iterable
 import difflib
 
 
+# Characters of a message from the front and from the end, where the advice is.
+_FRONT, _END = 600, 200
+
+
 class MeJaxError(Exception):
-  """Bad input, said in one line. The command line turns it into exit status 2."""
+  """Bad input, said in one line. The command line turns it into exit status 2.
+
+  Messages quote what was read: what cannot be printed is escaped, and a name
+  of a megabyte is cut.
+  """
 
   def __init__(self, message: str):
-    super().__init__(' '.join(str(message).split()))
+    line = ' '.join(str(message).split())
+    if len(line) > _FRONT + _END:
+      line = f'{line[:_FRONT]} ... {line[-_END:]}'
+    if not line.isprintable():
+      line = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    super().__init__(line)
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

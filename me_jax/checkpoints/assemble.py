@@ -175,7 +175,7 @@ def _cast(
     result = values.astype(dtype, copy=False)
   if not finite.all_finite(result):
     what = 'NaN or infinite values: the checkpoint is broken'
-    if finite.all_finite(values.astype(np.float64)):
+    if finite.all_finite(values):
       what = f'values too large for {dtype}: load it as float32 or bfloat16'
     raise errors.MeJaxError(
       f'{tensor.file.path}: tensor {tensor.name} holds {what}'

@@ -149,7 +149,10 @@ def _place(
   """Checks that tensors lie in the file, apart from each other."""
   file = cursor.file
   alignment = metadata.get('general.alignment', 32)
-  if type(alignment) is not int or alignment <= 0 or alignment % 8:
+  # A multiple of 8 by the format's description, a power of 2 by its readers.
+  if (
+    type(alignment) is not int or alignment < 8 or alignment & (alignment - 1)
+  ):
     raise cursor.error(f'general.alignment is {alignment!r}')
   begin = -(-cursor.position // alignment) * alignment
   tensors = {}
@@ -169,6 +172,8 @@ def _place(
         f'tensor {name[:80]!r} of shape {dims[::-1]} at offset {offset} does'
         f' not fit {type_name} blocks of {block}'
       )
+    # Rows of the first axis are whole blocks; a vector's would be parts.
+    decodable = len(dims) > 1 or block == 1
     nbytes = math.prod(dims) // block * block_bytes
     if begin + offset + nbytes > file.size:
       raise cursor.error(
@@ -182,7 +187,11 @@ def _place(
       file=file,
       offset=begin + offset,
       nbytes=nbytes,
-      decode=tensors_lib.plain_decoder(type_name) or _dequantise(type_number),
+      decode=(
+        tensors_lib.plain_decoder(type_name) or _dequantise(type_number)
+        if decodable
+        else None
+      ),
     )
   end = begin
   for tensor in sorted(tensors.values(), key=lambda t: t.offset):

@@ -89,7 +89,11 @@ def open_file(path: str) -> dict[str, tensors_lib.StoredTensor]:
       f' {length} bytes, the file has {file.size}'
     )
   header = strict_json.parse(file.buffer[8 : 8 + length], f'header of {path}')
-  header.pop('__metadata__', None)
+  notes = header.pop('__metadata__', {})
+  if not isinstance(notes, dict) or not all(
+    isinstance(note, str) for note in notes.values()
+  ):
+    raise errors.MeJaxError(f'{path}: __metadata__ does not hold strings')
   begin = 8 + length
   tensors = {
     name: _tensor(file, begin, name, entry) for name, entry in header.items()

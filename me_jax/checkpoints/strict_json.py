@@ -1,7 +1,7 @@
 """How is JSON from a stranger read?
 
 Checkpoints come with JSON whose mistakes must not be guessed away: a key given
-twice, a list where an object belongs, broken UTF-8.
+twice, a list where an object belongs, broken UTF-8, numbers without end.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from me_jax import errors
 
 # Index files of the largest public models take about 10 MB.
 _MAX_BYTES = 100_000_000
+# 2^64 has 20.
+_MAX_DIGITS = 20
 
 
 def parse(data: bytes, what: str) -> dict[str, Any]:
@@ -27,8 +29,10 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
     MeJaxError: `data` is not one JSON object with unique keys.
   """
   try:
-    value = json.loads(data.decode('utf-8'), object_pairs_hook=_unique)
-  # Deep nesting ends in RecursionError, absurdly long numbers in ValueError.
+    value = json.loads(
+      data.decode('utf-8'), object_pairs_hook=_unique, parse_int=_integer
+    )
+  # Deep nesting ends in RecursionError.
   except (ValueError, RecursionError) as error:
     raise errors.MeJaxError(
       f'{what} is not valid JSON ({error}): download it again'
@@ -41,6 +45,9 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
 def read(path: str) -> dict[str, Any]:
   """Returns the JSON object in a file; raises MeJaxError as `parse` does."""
   try:
+    # Opening a pipe would wait for ever.
+    if os.path.exists(path) and not os.path.isfile(path):
+      raise errors.MeJaxError(f'{path} is not a file')
     if os.path.getsize(path) > _MAX_BYTES:
       raise errors.MeJaxError(f'{path} is too large to be a JSON file of ours')
     with open(path, 'rb') as file:
@@ -48,6 +55,13 @@ def read(path: str) -> dict[str, Any]:
   except OSError as error:
     raise errors.MeJaxError(f'cannot read {path}: {error.strerror}') from error
   return parse(data, path)
+
+
+def _integer(digits: str) -> int:
+  # Python would go on to compute with numbers that it then cannot print.
+  if len(digits) > _MAX_DIGITS:
+    raise ValueError(f'a number of {len(digits)} digits')
+  return int(digits)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -40,6 +40,9 @@ class MappedFile:
   def __init__(self, path: str):
     """Maps `path`; raises MeJaxError when it is empty or unreadable."""
     self.path = path
+    # Opening a pipe would wait for ever.
+    if os.path.exists(path) and not os.path.isfile(path):
+      raise errors.MeJaxError(f'{path} is not a file')
     try:
       with open(path, 'rb') as file:
         self.size = os.fstat(file.fileno()).st_size
