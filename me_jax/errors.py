@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 import difflib
 
-
 # Characters of a message from the front and from the end, where the advice is.
 _FRONT, _END = 600, 200
 

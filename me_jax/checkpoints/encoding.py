@@ -128,7 +128,7 @@ def _variants(
     written = '\n'.join(f'{turn["role"]}: {turn["content"]}' for turn in text)
   else:
     written = text
-  plain = tokenizer(written, add_special_tokens=False)['input_ids']
+  plain = _ids(tokenizer, number, written, special=False)
   starts = bool(plain) and bos_id is not None and plain[0] == bos_id
   with_bos = plain if starts or bos_id is None else [bos_id, *plain]
   if bos == 'always':
@@ -140,4 +140,15 @@ def _variants(
   # A template writes BOS itself where the model wants it.
   if templated:
     return [plain]
-  return [tokenizer(written)['input_ids']]
+  return [_ids(tokenizer, number, written, special=True)]
+
+
+def _ids(tokenizer: Any, number: int, text: str, *, special: bool) -> list[int]:
+  try:
+    return tokenizer(text, add_special_tokens=special)['input_ids']
+  # A text that is not Unicode is a TypeError, a tokenizer that lacks its own
+  # unknown token a bare Exception.
+  except Exception as error:
+    raise errors.MeJaxError(
+      f'prompt {number} cannot be turned into tokens: {error}'
+    ) from error

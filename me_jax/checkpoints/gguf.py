@@ -150,9 +150,7 @@ def _place(
   file = cursor.file
   alignment = metadata.get('general.alignment', 32)
   # A multiple of 8 by the format's description, a power of 2 by its readers.
-  if (
-    type(alignment) is not int or alignment < 8 or alignment & (alignment - 1)
-  ):
+  if type(alignment) is not int or alignment < 8 or alignment & (alignment - 1):
     raise cursor.error(f'general.alignment is {alignment!r}')
   begin = -(-cursor.position // alignment) * alignment
   tensors = {}

@@ -40,8 +40,12 @@ def load(folder: str) -> Any:
     return None
   try:
     return loader.from_pretrained(folder, local_files_only=True)
-  # The tokenizers library raises bare Exception on broken files.
-  except Exception as error:
+  # The tokenizers library raises bare Exception on broken files, and what is
+  # not even that where it did not expect them to be broken.
+  except BaseException as error:
+    panicked = type(error).__name__ == 'PanicException'
+    if not isinstance(error, Exception) and not panicked:
+      raise
     raise errors.MeJaxError(
       f'cannot read the tokenizer in {folder}: {str(error)[:200]}'
     ) from error

@@ -232,7 +232,15 @@ def _rewritten_header(
   elif kind == 'same':
     entry['data_offsets'] = header[other]['data_offsets']
   elif kind == 'name':
-    names = ['', other, other + ' ', 'lm_head.weight', '\0', '\ud800', 'x' * 999]
+    names = [
+      '',
+      other,
+      other + ' ',
+      'lm_head.weight',
+      '\0',
+      '\ud800',
+      'x' * 999,
+    ]
     header[str(_pick(names, rng))] = header.pop(name)
   elif kind == 'entry':
     header[name] = _pick(JUNK, rng)

@@ -2,8 +2,8 @@
 
 `python -m tests.support.fuzz_worker FORM FOLDER SEED COUNT`: FOLDER holds a
 good checkpoint, which is overwritten with one corruption after another. Prints
-a JSON line for each: its label when it begins, so that a crash has a name, and
-what became of it. In a process of its own because of the limits.
+for each its label when it begins, so that a crash has a name, and what became
+of it. In a process of its own because of the limits.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from me_jax.models import config as config_lib
 from tests.support import corruptions
 from tests.support import plain_reading
 
+# Before our lines: the libraries print as well.
+MARK = 'fuzz: '
 SECONDS = 2.0
 # Of the wall, for what waits and does not work; above it a busy machine.
 _WAIT = 20.0
@@ -62,14 +64,14 @@ def main(form: str, folder: str, seed: str, count: str) -> None:
     load_one, difference = _load, _difference
   assert difference(source, 'float32', *load_one(source, 'float32')) is None
   for number, case in enumerate(cases):
-    print(json.dumps(case.label), flush=True)
+    print(MARK + json.dumps(case.label), flush=True)
     for name, content in case.files.items():
       (root / name).unlink(missing_ok=True)
       if content is not None:
         (root / name).write_bytes(content)
     dtype = _DTYPES[number % len(_DTYPES)]
     outcome = _outcome(source, dtype, load_one, difference)
-    print(json.dumps(outcome), flush=True)
+    print(MARK + json.dumps(outcome), flush=True)
     for name in case.files:
       (root / name).unlink(missing_ok=True)
       if name in good:
@@ -158,7 +160,8 @@ def _tokenizer_difference(
   """Says where a tokenizer differs from what the bytes say."""
   if source.is_dir():
     expected = plain_reading.folder_ids(source)
-    return None if ids == expected else f'ids {ids} and not {expected}'
+    same = expected is None or ids == expected
+    return None if same else f'ids {ids} and not {expected}'
   if tokenizer is None:
     return None
   tokens = plain_reading.gguf_tokens(source)

@@ -35,6 +35,9 @@ def folder(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   if type(raw.get('rms_norm_eps')) is int:
     # transformers insists on a point here, and nowhere else.
     raw['rms_norm_eps'] = float(raw['rms_norm_eps'])
+  if raw.get('rope_theta', 0) is None:
+    # Null stands for the default everywhere else.
+    del raw['rope_theta']
   config = transformers.LlamaConfig.from_dict(raw)
   tensors = {}
   for file in path.glob('*.safetensors'):
@@ -127,12 +130,17 @@ def gguf(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
   return said, _tree(said, stored)
 
 
-def folder_ids(path: pathlib.Path) -> list[int]:
-  """Returns the tokens of `TEXT` by a folder's tokenizer.json alone."""
+def folder_ids(path: pathlib.Path) -> list[int] | None:
+  """Returns the tokens of `TEXT` by a folder's tokenizer.json alone.
+
+  None when they are drawn by lot, as BPE dropout asks for.
+  """
   import tokenizers
 
   content = (path / 'tokenizer.json').read_text(encoding='utf-8')
   tokenizer = tokenizers.Tokenizer.from_str(content)
+  if getattr(tokenizer.model, 'dropout', None):
+    return None
   return tokenizer.encode(TEXT, add_special_tokens=False).ids
 
 
