@@ -107,13 +107,19 @@ def write_tokenizer(folder):
 @ON_LINUX
 @pytest.mark.parametrize(
   ('form', 'draws', 'loads'),
-  [('safetensors', 600, 30), ('config', 400, 30), ('index', 0, 1),
+  [('safetensors', 600, 30), ('config', 300, 30), ('index', 0, 1),
    ('tokenizer', 300, 50)],
 )  # fmt: skip
 def test_corrupt_folders(tiny, tmp_path, form, draws, loads):
   folder = tiny.hf(tmp_path / 'm')
   if form == 'tokenizer':
     write_tokenizer(folder)
+  # Where an index must not lead.
+  (tmp_path / 'model.safetensors').write_bytes(
+    tiny.hf(tmp_path / 'other', {k: -v for k, v in tiny.weights.items()})
+    .joinpath('model.safetensors')
+    .read_bytes()
+  )
   counts, faults = attack(form, folder, draws)
   assert not faults
   # Neither side of the promise is empty.
@@ -122,7 +128,7 @@ def test_corrupt_folders(tiny, tmp_path, form, draws, loads):
 
 
 @ON_LINUX
-@pytest.mark.parametrize('kind', ['F32', 'Q8_0', 'Q4_0'])
+@pytest.mark.parametrize('kind', ['F32', 'Q8_0'])
 def test_corrupt_gguf_files(tiny, tmp_path, kind):
   quantise = None if kind == 'F32' else gguf.GGMLQuantizationType[kind]
   tiny.gguf(tmp_path / 'm.gguf', quantise)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 import copy
+import itertools
 import json
 import re
 import struct
@@ -72,6 +73,19 @@ def gguf(
   begin = max(start + size for start, size in fields)
   for label, bad in _cuts(content, borders, ends):
     yield Corruption(label, {name: bad})
+  # A vocabulary has a field a token: enough of them.
+  for start, size in rng.permutation(fields)[:200].tolist():
+    if size in (4, 8):
+      for number in (0, 2**31, 2**63, 2**64 - 1):
+        new = (number % (1 << 8 * size)).to_bytes(size, 'little')
+        bad = content[:start] + new + content[start + size :]
+        yield Corruption(f'{number} at {start}', {name: bad})
+  # Names, mostly: keys and tensors that are there twice.
+  for one, two in itertools.permutations(fields, 2):
+    if one[1] == two[1] > 8:
+      bad = bytearray(content)
+      bad[two[0] : sum(two)] = content[one[0] : sum(one)]
+      yield Corruption(f'{one[0]} over {two[0]}', {name: bytes(bad)})
   for i in range(count):
     if i % 3 == 0:
       label, bad = _noise(content, begin, rng)
@@ -116,8 +130,8 @@ def index(good: Files) -> Iterator[Corruption]:
   shards += ('\0.safetensors', '\ud800.safetensors', '../config.json')
   shards += ('./model.safetensors', '~/model.safetensors', 'gone.safetensors')
   for shard in shards:
-    places = honest | {names[0]: shard}
-    yield _json(f'index to {shard!a:.40}', INDEX, {'weight_map': places})
+    for places in (honest | {names[0]: shard}, dict.fromkeys(names, shard)):
+      yield _json(f'index to {shard!a:.40}', INDEX, {'weight_map': places})
   for value in (*JUNK, honest | {'ghost': WEIGHTS}, {names[0]: WEIGHTS}):
     yield _json(f'weight_map {value!a:.40}', INDEX, {'weight_map': value})
   text = json.dumps({'weight_map': honest}).encode()
@@ -132,6 +146,10 @@ def tokenizer(
   good: Files, rng: np.random.Generator, count: int
 ) -> Iterator[Corruption]:
   """Yields corruptions of a folder's tokenizer, `count` of them drawn."""
+  # What the library panics at.
+  tree = json.loads(good['tokenizer.json'])
+  tree['model']['continuing_subword_prefix'] = 'x' * 99
+  yield _json('long prefix', 'tokenizer.json', tree)
   yield from _json_file(good, 'tokenizer.json', rng, count - count // 3)
   yield from _json_file(good, 'tokenizer_config.json', rng, count // 3)
 

@@ -62,7 +62,11 @@ def folder(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     'eos_token_ids': [token for token in ends if token is not None],
     'rope': [rope['rope_type'], rope['rope_theta']],
   }
-  return said, _tree(said, lambda name: tensors[f'{name}.weight'])
+  tree = _tree(said, lambda name: tensors[f'{name}.weight'])
+  count = 2 + 9 * said['num_hidden_layers'] + (not config.tie_word_embeddings)
+  if len(tensors.keys() - {'lm_head.weight'}) > count:
+    raise ValueError('there are tensors that the model does not use')
+  return said, tree
 
 
 def gguf(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -72,6 +76,10 @@ def gguf(path: pathlib.Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
 
   reader = gguf_reader.GGUFReader(path)
   tensors = {tensor.name: tensor for tensor in reader.tensors}
+  spans = sorted((t.data_offset, t.data_offset + t.n_bytes) for t in
+                 reader.tensors)  # fmt: skip
+  if any(stop > start for (_, stop), (start, _) in zip(spans, spans[1:])):
+    raise ValueError('tensors overlap')
 
   def read(name: str) -> np.ndarray:
     tensor = tensors[f'{name}.weight']
