@@ -148,37 +148,6 @@ def depth(folder: str) -> dict[str, Any]:
   return {'8 layers': sizes[8], '64 layers': sizes[64]}
 
 
-def jax_gguf() -> float:
-  """Times loading the default model's GGUF, tokenizer included."""
-  import me_jax
-  from me_jax.checkpoints import load
-
-  load.open_checkpoint('smollm2')
-  start = time.perf_counter()
-  import jax
-
-  jax.block_until_ready(me_jax.load('smollm2').params)
-  return time.perf_counter() - start
-
-
-def torch_gguf() -> float:
-  """Times the same with transformers' loader."""
-  import os
-
-  import torch
-  import transformers
-
-  from me_jax.checkpoints import locate
-
-  folder, name = os.path.split(locate.locate('smollm2'))
-  start = time.perf_counter()
-  transformers.AutoTokenizer.from_pretrained(folder, gguf_file=name)
-  transformers.AutoModelForCausalLM.from_pretrained(
-    folder, gguf_file=name, dtype=torch.float32
-  )
-  return time.perf_counter() - start
-
-
 def _tokens(vocab: int, shape: tuple[int, int]) -> np.ndarray:
   return np.random.default_rng(0).integers(0, vocab, shape).astype(np.int32)
 
@@ -192,9 +161,11 @@ def _jax_arguments(vocab: int, shape: tuple[int, int]) -> tuple[Any, ...]:
 
 
 if __name__ == '__main__':
+  from benchmarks import load_workers
+
   workers = (
-    model_folder, jax_forward, torch_forward, overhead, depth, jax_gguf,
-    torch_gguf,
+    model_folder, jax_forward, torch_forward, overhead, depth,
+    *load_workers.WORKERS,
   )  # fmt: skip
   chosen = {worker.__name__: worker for worker in workers}[sys.argv[1]]
   print(json.dumps(chosen(*sys.argv[2:])))

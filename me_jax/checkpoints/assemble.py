@@ -124,6 +124,8 @@ def _read(
     target, tensor, start, stop = job
     values = _rows(tensor, leaf.origin, start, stop)[:, *columns]
     values = _cast(values, leaf.dtype, tensor)
+    if leaf.origin.transpose:
+      values = _spread(values)
     target = target[start - rows.start : stop - rows.start]
     for band in range(0, len(values), _BAND):
       target[band : band + _BAND] = values[band : band + _BAND]
@@ -181,6 +183,21 @@ def _cast(
       f'{tensor.file.path}: tensor {tensor.name} holds {what}'
     )
   return result
+
+
+def _spread(values: np.ndarray) -> np.ndarray:
+  """Moves rows apart whose first bytes meet in a few sets of the cache.
+
+  A transpose reads a band of rows side by side. At a distance of a multiple of
+  1 kB they push each other out: 4 to 6 times slower at widths like 4096.
+  """
+  count, columns = values.shape
+  line = _ALIGNMENT // values.itemsize
+  if columns % (16 * line):
+    return values
+  spread = np.empty((count, columns + line), values.dtype)[:, :columns]
+  np.copyto(spread, values)
+  return spread
 
 
 def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
