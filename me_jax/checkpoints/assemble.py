@@ -15,6 +15,7 @@ import concurrent.futures
 import functools
 import math
 import os
+import threading
 from typing import Any
 
 import jax
@@ -84,6 +85,22 @@ def assemble(
   return leaves_lib.unflatten(result)
 
 
+class _Scratch(threading.local):
+  """A buffer for each thread: fresh memory costs more than what fills it."""
+
+  _buffer = np.empty(0, np.uint8)
+
+  def take(self, nbytes: int) -> np.ndarray:
+    """Returns a buffer whose contents last until the thread asks again."""
+    if self._buffer.size < nbytes:
+      self._buffer = np.empty(nbytes, np.uint8)
+    return self._buffer
+
+
+# Of the threads that read, which end with the load.
+_scratch = _Scratch()
+
+
 def _read_sharded(
   leaf: leaves_lib.Leaf,
   sharding: jax.sharding.Sharding,
@@ -129,7 +146,6 @@ def _read(
     target = target[start - rows.start : stop - rows.start]
     for band in range(0, len(values), _BAND):
       target[band : band + _BAND] = values[band : band + _BAND]
-    tensor.release(leaf.origin.first_row + start, leaf.origin.first_row + stop)
 
   for _ in pool.map(fill, jobs):
     pass
@@ -159,7 +175,11 @@ def _rows(
   """Returns rows `[start, stop)` of a parameter as our tree orders them."""
   head = origin.rotary_rows or 1
   first, last = start // head * head, -(-stop // head) * head
-  values = tensor.read(origin.first_row + first, origin.first_row + last)
+  values = tensor.read(
+    origin.first_row + first,
+    origin.first_row + last,
+    _scratch.take((last - first) * tensor.row_nbytes),
+  )
   if origin.rotary_rows:
     # Row 2 i + j of a head is row i + j H / 2 here.
     pairs = values.reshape(-1, head // 2, 2, *values.shape[1:])

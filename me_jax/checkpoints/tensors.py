@@ -1,9 +1,9 @@
 """What is a tensor that still lies in a file?
 
 Readers describe a checkpoint as `StoredTensor`s: a name, a shape and a place
-in a memory-mapped file. Nothing is read until rows are asked for, and pages
-can be handed back at once, so a load needs little more memory than the
-parameters themselves.
+in a memory-mapped file. Nothing is read until rows are asked for. Whole models
+are read piece by piece into a small buffer and not through the map: its pages
+would count as memory, and a file that shrinks meanwhile would be a crash.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable
 import dataclasses
 import mmap
 import os
+import weakref
 
 import ml_dtypes
 import numpy as np
@@ -28,7 +29,7 @@ PLAIN_DTYPES = {
 
 
 class MappedFile:
-  """A file mapped for reading; its pages can be dropped again.
+  """A file mapped for reading.
 
   Attributes:
     path: where the file lies.
@@ -49,21 +50,31 @@ class MappedFile:
         if not self.size:
           raise errors.MeJaxError(f'{path} is empty: download it again')
         self.buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self._descriptor)
     except (OSError, ValueError) as error:
       raise errors.MeJaxError(f'cannot read {path}: {error}') from error
     self.bytes = np.frombuffer(self.buffer, np.uint8)
 
-  def release(self, start: int, stop: int) -> None:
-    """Drops this process's copy of bytes `[start, stop)`; they stay readable.
-
-    Mapped pages count as resident memory until they are dropped, so without
-    this a load would peak at parameters plus file.
-    """
-    if not hasattr(mmap, 'MADV_DONTNEED'):
-      return
-    start -= start % mmap.PAGESIZE
-    if stop > start:
-      self.buffer.madvise(mmap.MADV_DONTNEED, start, stop - start)
+  def copy(self, start: int, stop: int, buffer: np.ndarray) -> np.ndarray:
+    """Copies bytes `[start, stop)` to the front of `buffer`; returns that."""
+    target = buffer[: stop - start]
+    if not hasattr(os, 'preadv'):
+      target[:] = self.bytes[start:stop]
+      return target
+    while start < stop:
+      try:
+        count = os.preadv(self._descriptor, [target[start - stop :]], start)
+      except OSError as error:
+        raise errors.MeJaxError(
+          f'cannot read {self.path}: {error.strerror}'
+        ) from error
+      if not count:
+        raise errors.MeJaxError(
+          f'{self.path} became shorter while it was read: load it again'
+        )
+      start += count
+    return target
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -91,30 +102,36 @@ class StoredTensor:
     repr=False
   )
 
-  def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+  @property
+  def row_nbytes(self) -> int:
+    """Stored length of a row of the first axis."""
+    return self.nbytes // self.shape[0]
+
+  def read(
+    self,
+    start: int = 0,
+    stop: int | None = None,
+    buffer: np.ndarray | None = None,
+  ) -> np.ndarray:
     """Returns rows `[start, stop)` of the first axis.
 
     Args:
       start: first row.
       stop: row after the last; None for all that follow.
+      buffer: uint8, as long as the stored rows at least.
 
     Returns:
-      `[stop - start, *shape[1:]]` floats: a read-only view of the file for
-      plain types, float32 for quantised ones. Copy before `release`.
+      `[stop - start, *shape[1:]]` floats: float32 for quantised types; for
+      plain ones a view of `buffer`, or of the file when there is none.
     """
     stop = self.shape[0] if stop is None else stop
-    first, last = self._span(start, stop)
-    values = self.decode(self.file.bytes[first:last])
-    return values.reshape(stop - start, *self.shape[1:])
-
-  def release(self, start: int = 0, stop: int | None = None) -> None:
-    """Drops the memory that reading these rows took."""
-    self.file.release(*self._span(start, stop))
-
-  def _span(self, start: int, stop: int | None) -> tuple[int, int]:
-    row = self.nbytes // self.shape[0]
-    stop = self.shape[0] if stop is None else stop
-    return self.offset + start * row, self.offset + stop * row
+    first = self.offset + start * self.row_nbytes
+    last = self.offset + stop * self.row_nbytes
+    if buffer is None:
+      raw = self.file.bytes[first:last]
+    else:
+      raw = self.file.copy(first, last, buffer)
+    return self.decode(raw).reshape(stop - start, *self.shape[1:])
 
 
 def plain_decoder(dtype: str) -> Callable[[np.ndarray], np.ndarray] | None:

@@ -40,15 +40,27 @@ def test_floats_are_read_as_stored(tmp_path, dtype):
   np.testing.assert_array_equal(tensors['b'].read(), value[:2])
 
 
-def test_reads_are_views_that_survive_release(tmp_path):
+def test_reads_are_views_of_the_file_or_of_a_buffer(tmp_path):
   path = str(tmp_path / 'm.safetensors')
-  value = np.arange(100_000, dtype=np.float32)
+  value = np.arange(100_000, dtype=np.float32).reshape(100, -1)
   safetensors.numpy.save_file({'a': value}, path)
   tensor = reader.open_file(path)['a']
   view = tensor.read()
   assert not view.flags.owndata and not view.flags.writeable
-  tensor.release()
   np.testing.assert_array_equal(view, value)
+  buffer = np.zeros(50_000, np.uint8)
+  part = tensor.read(3, 7, buffer)
+  assert np.shares_memory(part, buffer)
+  np.testing.assert_array_equal(part, value[3:7])
+
+
+def test_a_file_that_shrinks_after_its_header_was_read(tmp_path):
+  path = tmp_path / 'm.safetensors'
+  safetensors.numpy.save_file({'a': np.ones(100_000, np.float32)}, path)
+  tensor = reader.open_file(str(path))['a']
+  path.write_bytes(path.read_bytes()[:200_000])
+  with pytest.raises(errors.MeJaxError, match='shorter'):
+    tensor.read(buffer=np.empty(tensor.nbytes, np.uint8))
 
 
 def test_unaligned_data_is_read(tmp_path):
