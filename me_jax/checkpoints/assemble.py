@@ -71,6 +71,7 @@ def assemble(
   done = 0
   result = {}
   threads = min(4, os.cpu_count() or 1)
+  _keep_freed_pieces()
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for leaf in leaves:
       if placements is None:
@@ -203,6 +204,16 @@ def _cast(
       f'{tensor.file.path}: tensor {tensor.name} holds {what}'
     )
   return result
+
+
+def _keep_freed_pieces() -> None:
+  """Lets the threads use the memory of one piece again for the next.
+
+  glibc hands buffers above a size (128 kB at first) back to the system when
+  they are freed, to be taken and zeroed anew: half a million pages for a model
+  in K-quants. It raises that size to the largest buffer it saw freed.
+  """
+  np.empty(16 * _PIECE, np.uint8)
 
 
 def _spread(values: np.ndarray) -> np.ndarray:
