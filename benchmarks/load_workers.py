@@ -114,7 +114,9 @@ def _recycle_memory() -> None:
   The first process to touch a page of a virtual machine may wait for the host,
   ten times longer than for the page.
   """
-  with mmap.mmap(-1, _RECYCLED) as taken:
+  with mmap.mmap(
+    -1, _RECYCLED, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+  ) as taken:
     # Buffers of 100 MB come in huge pages, which are not made of small ones.
     taken.madvise(mmap.MADV_HUGEPAGE)
     for page in range(0, _RECYCLED, mmap.PAGESIZE):
