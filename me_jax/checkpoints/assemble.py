@@ -24,6 +24,7 @@ import numpy as np
 from me_jax import errors
 from me_jax.checkpoints import finite
 from me_jax.checkpoints import leaves as leaves_lib
+from me_jax.checkpoints import memory
 from me_jax.checkpoints import names as names_lib
 from me_jax.checkpoints import tensors as tensors_lib
 
@@ -63,7 +64,7 @@ def assemble(
       cannot be loaded, or holds values that are not finite.
   """
   leaves = leaves_lib.plan(shapes, tensors, names)
-  placements = None
+  placements = {}
   if shardings is not None:
     sizes = {leaf.path: leaf.shape for leaf in leaves}
     placements = leaves_lib.check_shardings(sizes, shardings)
@@ -74,12 +75,11 @@ def assemble(
   _keep_freed_pieces()
   with concurrent.futures.ThreadPoolExecutor(threads) as pool:
     for leaf in leaves:
-      if placements is None:
-        everything = tuple(slice(0, size) for size in leaf.shape)
-        host = _read(leaf, everything, pool)
-        result[leaf.path] = jax.device_put(host, may_alias=True)
-      else:
-        result[leaf.path] = _read_sharded(leaf, placements[leaf.path], pool)
+      result[leaf.path] = place(
+        leaf.shape,
+        placements.get(leaf.path),
+        functools.partial(_read, leaf, pool),
+      )
       done += leaf.nbytes
       if progress is not None:
         progress(done, total)
@@ -102,44 +102,58 @@ class _Scratch(threading.local):
 _scratch = _Scratch()
 
 
-def _read_sharded(
-  leaf: leaves_lib.Leaf,
-  sharding: jax.sharding.Sharding,
-  pool: concurrent.futures.ThreadPoolExecutor,
+def place(
+  shape: tuple[int, ...],
+  sharding: jax.sharding.Sharding | None,
+  read: Callable[[tuple[slice, ...]], np.ndarray],
 ) -> jax.Array:
-  """Reads a leaf slice by slice, each distinct one once."""
+  """Reads an array onto devices, each distinct slice of it once.
+
+  Args:
+    shape: of the whole array.
+    sharding: where it shall lie; None is the default device.
+    read: returns a slice, given start and stop of each axis, in a buffer that
+      nobody else uses.
+  """
+  if sharding is None:
+    whole = tuple(slice(0, size) for size in shape)
+    return jax.device_put(read(whole), may_alias=True)
 
   @functools.cache
-  def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-    return _read(leaf, tuple(slice(*bound) for bound in bounds), pool)
+  def once(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+    return read(tuple(slice(*bound) for bound in bounds))
 
   def callback(index: tuple[slice, ...]) -> np.ndarray:
-    pairs = zip(index, leaf.shape, strict=True)
-    return read(tuple(part.indices(size)[:2] for part, size in pairs))
+    pairs = zip(index, shape, strict=True)
+    return once(tuple(part.indices(size)[:2] for part, size in pairs))
 
-  return jax.make_array_from_callback(leaf.shape, sharding, callback)
+  return jax.make_array_from_callback(shape, sharding, callback)
 
 
 def _read(
   leaf: leaves_lib.Leaf,
-  index: tuple[slice, ...],
   pool: concurrent.futures.ThreadPoolExecutor,
+  index: tuple[slice, ...],
 ) -> np.ndarray:
   """Returns one slice of a leaf in a fresh buffer."""
-  buffer = aligned(tuple(part.stop - part.start for part in index), leaf.dtype)
+  shape = tuple(part.stop - part.start for part in index)
+  buffer = memory.allocate(shape, leaf.dtype)
   layers = [(buffer, leaf.tensors[0])]
   if leaf.stacked:
     layers = list(zip(buffer, leaf.tensors[index[0]], strict=True))
     index = index[1:]
   rows, *columns = index[::-1] if leaf.origin.transpose else index
   jobs = [
-    (target.T if leaf.origin.transpose else target, tensor, start, stop)
+    (target, tensor, start, stop)
     for target, tensor in layers
     for start, stop in _pieces(rows, tensor.shape, leaf.origin.rotary_rows)
   ]
 
   def fill(job) -> None:
     target, tensor, start, stop = job
+    if start == rows.start:
+      memory.populate(target)
+    target = target.T if leaf.origin.transpose else target
     values = _rows(tensor, leaf.origin, start, stop)[:, *columns]
     values = _cast(values, leaf.dtype, tensor)
     if leaf.origin.transpose:
@@ -229,11 +243,3 @@ def _spread(values: np.ndarray) -> np.ndarray:
   spread = np.empty((count, columns + line), values.dtype)[:, :columns]
   np.copyto(spread, values)
   return spread
-
-
-def aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-  """Returns a buffer that JAX takes over without a copy: it wants alignment."""
-  nbytes = math.prod(shape) * dtype.itemsize
-  raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
-  start = -raw.ctypes.data % _ALIGNMENT
-  return raw[start : start + nbytes].view(dtype).reshape(shape)

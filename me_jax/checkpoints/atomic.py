@@ -183,10 +183,27 @@ def lock(partial: str) -> Iterator[None]:
   except OSError:
     # Some network file systems have no locks.
     pass
+  if not _is_still_there(handle, partial):
+    os.close(handle)
+    raise errors.MeJaxError(
+      f'{partial} is being written by another process: wait for it'
+    )
   try:
     yield
   finally:
     os.close(handle)
+
+
+def _is_still_there(handle: int, path: str) -> bool:
+  """Whether a name still stands for the folder that was opened.
+
+  Between opening and locking, another process may have taken it for a stale
+  one and made a new one.
+  """
+  try:
+    return os.path.samestat(os.fstat(handle), os.stat(path))
+  except FileNotFoundError:
+    return False
 
 
 def replace(complete: str, target: str) -> None:

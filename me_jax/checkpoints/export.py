@@ -38,7 +38,7 @@ _OURS = re.compile(
   r'config\.json|generation_config\.json|model(-\d+-of-\d+)?\.safetensors'
   r'|model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json'
   r'|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja'
-  r'|additional_chat_templates'
+  r'|additional_chat_templates|tokenizer\.model|vocab\.json|merges\.txt'
 )
 # Values that are cast and written at a time: 16 MB of float32.
 _PIECE = 1 << 22

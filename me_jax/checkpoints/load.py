@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 
 from me_jax import errors
+from me_jax import strict_json
 from me_jax.checkpoints import assemble
 from me_jax.checkpoints import gguf
 from me_jax.checkpoints import gguf_config
@@ -29,7 +30,6 @@ from me_jax.checkpoints import orbax_card
 from me_jax.checkpoints import orbax_open
 from me_jax.checkpoints import param_tree
 from me_jax.checkpoints import safetensors
-from me_jax.checkpoints import strict_json
 from me_jax.checkpoints import tensors as tensors_lib
 from me_jax.checkpoints import tokenizer as tokenizer_lib
 from me_jax.models import config as config_lib

@@ -14,8 +14,8 @@ import re
 
 from me_jax.models import config as config_lib
 
-# Our module: its name in the checkpoint. Which of them a model has is decided
-# by its parameter tree, so modules of later families do no harm.
+# Our modules, which have the same names in checkpoints. Which of them a model
+# has is decided by its parameter tree.
 _HF_LAYER = (
   'input_layernorm',
   'self_attn/q_proj',

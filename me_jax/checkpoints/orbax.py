@@ -58,7 +58,8 @@ class Save:
   def __init__(self, folder: str, finish: Callable[[], None]):
     self.folder = folder
     self._finish: Callable[[], None] | None = finish
-    self._error: errors.MeJaxError | None = None
+    self._error: BaseException | None = None
+    self._lock = threading.Lock()
 
   def wait(self) -> None:
     """Returns when the folder is complete.
@@ -67,13 +68,15 @@ class Save:
       MeJaxError: it could not be written; nothing was left behind, and what
         stood there before still does.
     """
-    if self._finish is not None:
-      finish, self._finish = self._finish, None
-      _running.discard(self)
-      try:
-        finish()
-      except errors.MeJaxError as error:
-        self._error = error
+    with self._lock:
+      if self._finish is not None:
+        finish, self._finish = self._finish, None
+        _running.discard(self)
+        try:
+          finish()
+        # An interrupted wait has removed the folder: the next one must say so.
+        except BaseException as error:
+          self._error = error
     if self._error is not None:
       raise self._error
 

@@ -13,8 +13,8 @@ import tempfile
 from typing import Any
 
 from me_jax import errors
+from me_jax import strict_json
 from me_jax.checkpoints import config_json
-from me_jax.checkpoints import strict_json
 from me_jax.checkpoints import tokenizer as tokenizer_lib
 from me_jax.models import config as config_lib
 

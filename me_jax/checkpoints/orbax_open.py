@@ -20,13 +20,13 @@ import math
 import os
 from typing import Any
 
-import jax
 import numpy as np
 
 from me_jax import errors
 from me_jax.checkpoints import assemble
 from me_jax.checkpoints import finite
 from me_jax.checkpoints import leaves as leaves_lib
+from me_jax.checkpoints import memory
 from me_jax.checkpoints import orbax_card
 from me_jax.checkpoints import param_tree
 from me_jax.checkpoints import tokenizer as tokenizer_lib
@@ -74,7 +74,7 @@ class StoredLeaf:
     Raises:
       MeJaxError: they cannot be read, or are not finite in this type.
     """
-    buffer = assemble.aligned(
+    buffer = memory.allocate(
       tuple(part.stop - part.start for part in index), dtype
     )
     chunk = self.store.chunk_layout.read_chunk.shape
@@ -150,7 +150,7 @@ class SavedModel:
     """Reads the parameters; arguments and errors as in `load.load`."""
     param_tree.check_dtype(dtype)
     kind = np.dtype(dtype)
-    places = None
+    places = {}
     if shardings is not None:
       sizes = {path: leaf.shape for path, leaf in self.leaves.items()}
       places = leaves_lib.check_shardings(sizes, shardings)
@@ -161,12 +161,11 @@ class SavedModel:
     result = {}
     with futures.ThreadPoolExecutor(_THREADS) as pool:
       for path, leaf in self.leaves.items():
-        if places is None:
-          everything = tuple(slice(0, size) for size in leaf.shape)
-          host = leaf.read(everything, kind, pool)
-          result[path] = jax.device_put(host, may_alias=True)
-        else:
-          result[path] = _read_sharded(leaf, kind, places[path], pool)
+        result[path] = assemble.place(
+          leaf.shape,
+          places.get(path),
+          functools.partial(leaf.read, dtype=kind, pool=pool),
+        )
         done += math.prod(leaf.shape) * kind.itemsize
         if progress is not None:
           progress(done, total)
@@ -235,22 +234,3 @@ def _cut(part: slice, step: int) -> list[slice]:
     slice(*pair)
     for pair in itertools.pairwise([part.start, *borders, part.stop])
   ]
-
-
-def _read_sharded(
-  leaf: StoredLeaf,
-  dtype: np.dtype,
-  sharding: jax.sharding.Sharding,
-  pool: futures.Executor,
-) -> jax.Array:
-  """Reads a leaf slice by slice, each distinct one once."""
-
-  @functools.cache
-  def read(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-    return leaf.read(tuple(slice(*bound) for bound in bounds), dtype, pool)
-
-  def callback(index: tuple[slice, ...]) -> np.ndarray:
-    pairs = zip(index, leaf.shape, strict=True)
-    return read(tuple(part.indices(size)[:2] for part, size in pairs))
-
-  return jax.make_array_from_callback(leaf.shape, sharding, callback)

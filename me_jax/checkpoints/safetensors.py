@@ -13,7 +13,7 @@ import os
 from typing import Any
 
 from me_jax import errors
-from me_jax.checkpoints import strict_json
+from me_jax import strict_json
 from me_jax.checkpoints import tensors as tensors_lib
 
 INDEX = 'model.safetensors.index.json'

@@ -90,8 +90,11 @@ class Attention(nn.Module):
         x_BTNH, ('batch', 'time', f'act_{axis}', 'act_head_dim')
       )
 
-    q_BTNH = rope.rotate(project('q', heads, 'heads'), cos_BTR, sin_BTR)
-    k_BSKH = rope.rotate(project('k', kv_heads, 'kv_heads'), cos_BTR, sin_BTR)
+    def rotate(x_BTNH: jax.Array) -> jax.Array:
+      return rope.rotate(x_BTNH, cos_BTR, sin_BTR, config.rope_in_float32)
+
+    q_BTNH = rotate(project('q', heads, 'heads'))
+    k_BSKH = rotate(project('k', kv_heads, 'kv_heads'))
     v_BSKH = project('v', kv_heads, 'kv_heads')
 
     out_BTNH = self._attend(q_BTNH, k_BSKH, v_BSKH, windowed, context)

@@ -97,6 +97,8 @@ class ModelConfig:
     layer_windowed: per layer, whether it uses `sliding_window`.
     rope: rotary embedding of full-attention layers.
     rope_local: rotary embedding of windowed layers; None means `rope`.
+    rope_in_float32: whether queries and keys are rotated in float32 and then
+      cast (OLMo 2), or by cosines that are cast first (all others); ours.
     rope_layers: per layer, whether rotation is applied at all (SmolLM3 leaves
       out every fourth); empty means in all.
     fused_projections: checkpoints store `qkv_proj` and `gate_up_proj` fused
@@ -133,6 +135,7 @@ class ModelConfig:
   layer_windowed: tuple[bool, ...] = ()
   rope: RopeConfig = RopeConfig()
   rope_local: RopeConfig | None = None
+  rope_in_float32: bool = False
   rope_layers: tuple[bool, ...] = ()
   fused_projections: bool = False
   bos_token_id: int | None = None

@@ -9,11 +9,11 @@ family stands in `hf_families.py`, what all share here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-import json
-import pathlib
+import os
 from typing import Any
 
 from me_jax import errors
+from me_jax import strict_json
 from me_jax.models import config as config_lib
 from me_jax.models import hf_families
 from me_jax.models import hf_family
@@ -34,6 +34,9 @@ _HARMLESS = frozenset({
   'chunk_size_feed_forward', 'is_decoder', 'use_return_dict', 'name_or_path',
   'max_window_layers', 'is_llama_config', 'cache_implementation',
   'transformers.js_config', 'num_labels', 'pruned_heads', '_commit_hash',
+  # A window under a second name, and attention to very long texts (Qwen2.5-1M):
+  # transformers reads neither.
+  'sliding_window_size', 'dual_chunk_attention_config',
   # Repeats of sizes, and the pattern that `layer_types` spells out.
   'original_max_position_embeddings', '_sliding_window_pattern',
   # How the products of a training run were split; the sums are the same.
@@ -89,7 +92,10 @@ def from_hf(source: Mapping[str, Any] | str) -> config_lib.ModelConfig:
       would change the computation in a way that is not handled.
   """
   if not isinstance(source, Mapping):
-    source = _read(pathlib.Path(source))
+    path = os.fspath(source)
+    if os.path.isdir(path):
+      path = os.path.join(path, 'config.json')
+    source = strict_json.read(path)
   raw = _text_part(source)
   name = raw.get('model_type')
   families = hf_families.FAMILIES
@@ -132,25 +138,17 @@ def to_hf(config: config_lib.ModelConfig) -> dict[str, Any]:
   } | family.write(config)
 
 
-def _read(path: pathlib.Path) -> dict[str, Any]:
-  file = path / 'config.json' if path.is_dir() else path
-  try:
-    raw = json.loads(file.read_text(encoding='utf-8'))
-  except OSError as error:
-    raise errors.MeJaxError(f'{file}: cannot read: {error.strerror}') from None
-  except ValueError as error:
-    raise errors.MeJaxError(f'{file}: not valid JSON ({error}).') from None
-  if not isinstance(raw, dict):
-    raise errors.MeJaxError(f'{file}: a config.json must hold an object.')
-  return raw
-
-
 def _text_part(source: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the configuration of the text model."""
   name = source.get('model_type')
   if not isinstance(name, str) or name not in _TEXT_PARTS:
     return dict(source)
   part = dict(hf_fields.mapping(source, 'text_config'))
+  if part.get('model_type', _TEXT_PARTS[name]) != _TEXT_PARTS[name]:
+    raise errors.MeJaxError(
+      f'the text_config of model_type {name!r} has model_type = '
+      f'{hf_fields.shown(part["model_type"])} instead of {_TEXT_PARTS[name]!r}.'
+    )
   if part.get('final_logit_softcapping') is not None:
     raise errors.MeJaxError(
       'final_logit_softcapping is not handled inside a text_config, where '

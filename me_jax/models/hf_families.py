@@ -23,10 +23,12 @@ def _every_layer(raw: hf_family.Raw, count: int) -> dict[str, Any]:
   return hf_family.windows(size, (size is not None,) * count)
 
 
-def _read_llama(raw: hf_family.Raw, common: dict[str, Any]) -> dict[str, Any]:
+def _read_llama(
+  raw: hf_family.Raw, common: dict[str, Any], theta: float = 10_000.0
+) -> dict[str, Any]:
   bias = hf_fields.flag(raw, 'attention_bias')
   return dict(
-    rope=hf_rope.read(raw, common['head_dim']),
+    rope=hf_rope.read(raw, common['head_dim'], theta=theta),
     attention_bias=bias,
     attention_out_bias=bias,
     mlp_bias=hf_fields.flag(raw, 'mlp_bias'),
@@ -139,6 +141,7 @@ def _read_olmo2(raw: hf_family.Raw, common: dict[str, Any]) -> dict[str, Any]:
     qk_norm='projection',
     norm_placement='post',
     norm_in_float32=True,
+    rope_in_float32=True,
   )
 
 
@@ -161,12 +164,9 @@ def _read_smollm3(raw: hf_family.Raw, common: dict[str, Any]) -> dict[str, Any]:
   if layers is None:
     layers = tuple(window is not None and not r for r in rotated)
   return (
-    _read_llama(raw, common)
+    _read_llama(raw, common, theta=2_000_000.0)
     | hf_family.windows(window, layers)
-    | dict(
-      rope=hf_rope.read(raw, common['head_dim'], theta=2_000_000.0),
-      rope_layers=() if all(rotated) else rotated,
-    )
+    | dict(rope_layers=() if all(rotated) else rotated)
   )
 
 
@@ -231,6 +231,8 @@ FAMILIES: dict[str, hf_family.Family] = {
   'phi3': hf_family.Family(
     architecture='Phi3ForCausalLM',
     fields=frozenset({'sliding_window', 'partial_rotary_factor'}),
+    # It counts even where the scaling names another one.
+    defaults={'original_max_position_embeddings': 4096},
     inert=_BIASES
     | {
       'lm_head_bias': (False, None),

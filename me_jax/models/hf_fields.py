@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import json
-import math
 from typing import Any
 
 from me_jax import errors
 
 Raw = Mapping[str, Any]
+_SMALLEST, _LARGEST = 1e-15, 1e15
 
 
 def size(raw: Raw, name: str, default: int | None = None) -> int:
@@ -22,9 +22,9 @@ def size(raw: Raw, name: str, default: int | None = None) -> int:
   value = default if value is None else value
   if value is None:
     raise errors.MeJaxError(f'the configuration lacks {name}.')
-  if type(value) is not int or value < 1:
+  if type(value) is not int or not 1 <= value < 1 << 31:
     raise errors.MeJaxError(
-      f'{name} = {shown(value)} is not a positive integer.'
+      f'{name} = {shown(value)} is not a positive integer below 2^31.'
     )
   return value
 
@@ -44,10 +44,10 @@ def optional_number(raw: Raw, name: str) -> float | None:
     return None
   if isinstance(value, bool) or not isinstance(value, (int, float)):
     raise errors.MeJaxError(f'{name} = {shown(value)} is not a number.')
-  # An integer may be too long to be a float at all.
-  if not 0 < value < 1e300 or not math.isfinite(value):
+  # Beyond these, products of two overflow in float32.
+  if not _SMALLEST <= value <= _LARGEST:
     raise errors.MeJaxError(
-      f'{name} = {shown(value)} is not positive and finite.'
+      f'{name} = {shown(value)} is not between {_SMALLEST:g} and {_LARGEST:g}.'
     )
   return value
 

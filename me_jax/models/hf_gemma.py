@@ -44,7 +44,8 @@ def _write_gemma(config: config_lib.ModelConfig) -> dict[str, Any]:
     'query_pre_attn_scalar': int(scalar) if scalar == int(scalar) else scalar,
     'attn_logit_softcapping': config.attn_logit_softcapping,
     'final_logit_softcapping': config.final_logit_softcapping,
-    'sliding_window': config.sliding_window,
+    # transformers makes a mask for windows even where no layer has one.
+    'sliding_window': config.sliding_window or 4096,
     'layer_types': hf_family.write_layer_types(config),
   }
 
@@ -115,8 +116,6 @@ def _write_gemma3(config: config_lib.ModelConfig) -> dict[str, Any]:
 _GEMMA_FIELDS = frozenset({
   'attention_bias', 'query_pre_attn_scalar', 'final_logit_softcapping',
   'sliding_window', 'layer_types', 'hidden_activation',
-  # A second name for the window, which transformers does not read.
-  'sliding_window_size',
 })  # fmt: skip
 # A text_config inside a multimodal configuration leaves out what equals these.
 _GEMMA_DEFAULTS = {

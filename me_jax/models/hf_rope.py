@@ -34,7 +34,10 @@ _OPTIONAL = {
     'factor', 'original_max_position_embeddings', 'attention_factor',
   ),
 }  # fmt: skip
-_NAMES = ('rope_type', 'type', 'rope_theta', 'partial_rotary_factor')
+# `finetuned` tells how a model was made, not what it computes.
+_NAMES = (
+  'rope_type', 'type', 'rope_theta', 'partial_rotary_factor', 'finetuned',
+)  # fmt: skip
 _ALL = {
   name
   for table in (_REQUIRED, _OPTIONAL)
@@ -122,10 +125,13 @@ def read_one(
     raise errors.MeJaxError(
       f'partial_rotary_factor = {rotated} is not handled for this model_type.'
     )
-  values = _numbers(kind, scaling, raw, int(head_dim * rotated))
+  base = float(hf_fields.number(fields, 'rope_theta'))
+  dims = int(head_dim * rotated)
+  values = _numbers(kind, scaling, raw, dims)
+  _check(kind, base, dims, head_dim, values)
   return config_lib.RopeConfig(
     kind=kind,
-    theta=float(hf_fields.number(fields, 'rope_theta')),
+    theta=base,
     partial_rotary_factor=float(rotated),
     **values,
   )
@@ -179,6 +185,26 @@ def _numbers(
     for name in ('short_factor', 'long_factor'):
       values[name] = hf_fields.numbers(scaling, name, (dims + 1) // 2)
   return values
+
+
+def _check(
+  kind: str, theta: float, dims: int, head_dim: int, values: Mapping[str, Any]
+) -> None:
+  """Raises on numbers for which the formulas have no value."""
+  if theta <= 1:
+    raise errors.MeJaxError(f'rope_theta = {theta} is not above 1.')
+  # An odd number of dimensions is rounded up, and must still fit.
+  if dims < (4 if kind == 'dynamic' else 2) or dims + dims % 2 > head_dim:
+    raise errors.MeJaxError(
+      f'head_dim = {head_dim}, of which {dims} are rotated, does not fit '
+      f'rope_type = {kind!r}.'
+    )
+  original = values.get('original_max_position_embeddings', 2)
+  if original < 2:
+    raise errors.MeJaxError(
+      f'original_max_position_embeddings = {original} is too short for '
+      f'rope_type = {kind!r}.'
+    )
 
 
 def write_one(rope: config_lib.RopeConfig) -> dict[str, Any]:

@@ -173,7 +173,10 @@ def tables(
 
 
 def rotate(
-  x_BTNH: jax.Array, cos_BTR: jax.Array, sin_BTR: jax.Array
+  x_BTNH: jax.Array,
+  cos_BTR: jax.Array,
+  sin_BTR: jax.Array,
+  in_float32: bool = False,
 ) -> jax.Array:
   """Rotates the first 2R dims of every head, half against half.
 
@@ -181,15 +184,17 @@ def rotate(
     x_BTNH: queries or keys.
     cos_BTR: from `tables`, in the type of `x_BTNH` or float32.
     sin_BTR: likewise.
+    in_float32: whether to compute in float32 whatever the type of `x_BTNH`.
 
   Returns:
     `[B, T, N, H]` in the type of `x_BTNH`.
   """
   half = cos_BTR.shape[-1]
-  cos = cos_BTR[:, :, None].astype(x_BTNH.dtype)
-  sin = sin_BTR[:, :, None].astype(x_BTNH.dtype)
-  first, second = x_BTNH[..., :half], x_BTNH[..., half : 2 * half]
-  rest = x_BTNH[..., 2 * half :]
+  kind = jnp.float32 if in_float32 else x_BTNH.dtype
+  cos = cos_BTR[:, :, None].astype(kind)
+  sin = sin_BTR[:, :, None].astype(kind)
+  x = x_BTNH.astype(kind)
+  first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
   return jnp.concatenate(
     [first * cos - second * sin, second * cos + first * sin, rest], axis=-1
-  )
+  ).astype(x_BTNH.dtype)

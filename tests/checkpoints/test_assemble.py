@@ -11,6 +11,7 @@ import pytest
 from me_jax.checkpoints import assemble
 from me_jax.checkpoints import leaves
 from me_jax.checkpoints import load
+from me_jax.checkpoints import memory
 from me_jax.checkpoints import names
 from me_jax.checkpoints import safetensors
 from me_jax.models import params as params_lib
@@ -21,13 +22,13 @@ def test_jax_takes_the_buffers_over(tiny, tmp_path, monkeypatch, dtype):
   if jax.default_backend() != 'cpu':
     pytest.skip('other devices have memory of their own')
   made = []
-  empty = assemble.aligned
+  empty = memory.allocate
 
   def spy(shape, dtype):
     made.append(empty(shape, dtype))
     return made[-1]
 
-  monkeypatch.setattr(assemble, 'aligned', spy)
+  monkeypatch.setattr(memory, 'allocate', spy)
   params = load.open_checkpoint(tiny.hf(tmp_path / 'm')).load_params(dtype)
   # A tree of this size is too small for luck: malloc aligns to 16.
   assert {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)} == {
@@ -57,7 +58,7 @@ def test_slices_of_reordered_rows(tiny, tmp_path, start, stop):
   [leaf] = [leaf for leaf in plan if leaf.path == path]
   index = (slice(1, 2), slice(4, 20), slice(start, stop))
   with concurrent.futures.ThreadPoolExecutor(2) as pool:
-    found = assemble._read(leaf, index, pool)
+    found = assemble._read(leaf, pool, index)
   np.testing.assert_array_equal(found, tiny.leaves()[path][index])
 
 

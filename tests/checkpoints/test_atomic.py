@@ -94,3 +94,23 @@ def test_no_room(tmp_path):
   atomic.check_space(str(tmp_path / 'a' / 'b'), 1)
   with pytest.raises(errors.MeJaxError, match='GB'):
     atomic.check_space(str(tmp_path / 'a' / 'b'), 10**18)
+
+
+def test_a_folder_taken_for_stale_is_not_shared(tmp_path, monkeypatch):
+  """Another process comes between making a folder and locking it."""
+  target = str(tmp_path / 'm')
+  partial = pathlib.Path(atomic.staging(target))
+  flock = atomic.fcntl.flock
+
+  def late(handle, kind):
+    monkeypatch.setattr(atomic.fcntl, 'flock', flock)
+    partial.rmdir()
+    partial.mkdir()
+    (partial / 'theirs').write_text('')
+    flock(handle, kind)
+
+  monkeypatch.setattr(atomic.fcntl, 'flock', late)
+  with pytest.raises(errors.MeJaxError, match='being written'):
+    fill(tmp_path / 'm', 'ours')
+  assert [p.name for p in partial.iterdir()] == ['theirs']
+  assert not (tmp_path / 'm').exists()

@@ -128,10 +128,10 @@ def test_metadata_of_every_kind(open_bytes):
 def test_large_vocabularies_are_read_fast(open_bytes):
   words = b''.join(string(f'token {i}') for i in range(100_000))
   content = header(0, 1) + string('v') + struct.pack('<IIQ', 9, 8, 100_000)
-  begin = time.monotonic()
+  begin = time.process_time()
   assert len(open_bytes(content + words).metadata['v']) == 100_000
   # 0.05 s; the package's reader takes 3 s.
-  assert time.monotonic() - begin < 0.5
+  assert time.process_time() - begin < 0.5
 
 
 LIES = {
@@ -181,10 +181,10 @@ LIES = {
 
 @pytest.mark.parametrize('content', LIES.values(), ids=LIES)
 def test_lying_files_are_refused_at_once(open_bytes, content):
-  begin = time.monotonic()
+  begin = time.process_time()
   with pytest.raises(errors.MeJaxError, match='m.gguf'):
     open_bytes(content)
-  assert time.monotonic() - begin < 0.5
+  assert time.process_time() - begin < 0.5
 
 
 def test_the_lies_are_told_about_a_valid_file(open_bytes):

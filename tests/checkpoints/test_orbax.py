@@ -472,9 +472,9 @@ def test_cards_that_lie_are_refused_by_name(saved, change, words):
   if isinstance(change.get('config'), dict):
     change = {'config': card['config'] | change['config']}
   path.write_text(json.dumps(card | change))
-  begin = time.monotonic()
+  begin = time.process_time()
   refused(lambda: me_jax.load(saved), *words)
-  assert time.monotonic() - begin < 2
+  assert time.process_time() - begin < 2
 
 
 def test_a_card_without_a_size_is_refused(saved):

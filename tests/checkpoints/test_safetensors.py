@@ -115,10 +115,10 @@ def test_lying_headers_are_refused(tmp_path, header):
 @pytest.mark.parametrize('length', [0, 1, 100, 2**31, 2**63, 2**64 - 1])
 def test_absurd_header_lengths_fail_at_once(tmp_path, length):
   path = write(tmp_path / 'm', {'a': entry()}, length=length)
-  begin = time.monotonic()
+  begin = time.process_time()
   with pytest.raises(errors.MeJaxError):
     reader.open_file(path)
-  assert time.monotonic() - begin < 0.5
+  assert time.process_time() - begin < 0.5
 
 
 @pytest.mark.parametrize('size', [0, 1, 7, 8, 20, -1, -8])

@@ -92,6 +92,34 @@ def test_longrope_and_partial_rotation_of_phi():
   )
 
 
+def test_phi_has_one_original_context_and_it_stands_outside():
+  import transformers
+
+  fields = {
+    k: v
+    for k, v in RAWS['Phi-3.5-mini'].items()
+    if k not in ('original_max_position_embeddings', 'architectures')
+  }
+  inner = {'original_max_position_embeddings': 8192}
+  fields['rope_scaling'] = fields['rope_scaling'] | inner
+  theirs = transformers.AutoConfig.for_model(**fields).to_dict()
+  assert from_hf(fields) == from_hf(theirs)
+  assert from_hf(fields).rope.original_max_position_embeddings == 4096
+
+
+def test_gemma_without_windows_still_names_one_for_transformers():
+  written = config_of('Gemma-2-2b', layer_types=['full_attention'] * 26).to_hf()
+  assert written['sliding_window'] == 4096
+  assert from_hf(written).sliding_window is None
+
+
+def test_how_a_scaled_model_was_made_does_no_harm():
+  scaling = {'type': 'linear', 'factor': 4.0}
+  assert config_of(
+    'Llama-2-7b', rope_scaling=scaling | {'finetuned': True}
+  ) == config_of('Llama-2-7b', rope_scaling=scaling)
+
+
 def test_smollm3_leaves_rotation_out_of_every_fourth_layer():
   config = config_of('SmolLM3-3B')
   assert config.rope_layers == (True, True, True, False) * 9
@@ -159,6 +187,30 @@ def test_the_context_is_what_rotation_is_stretched_to():
       'Gemma-3-4b',
       {'text_config': {'final_logit_softcapping': 30.0}},
       'final_logit_softcapping',
+    ),
+    (
+      'Gemma-3-4b',
+      {'text_config': {'model_type': 'llama'}},
+      '"llama" instead of',
+    ),
+    ('Llama-2-7b', {'head_dim': 127}, 'head_dim = 127'),
+    ('Llama-2-7b', {'rope_theta': 1.0}, 'not above 1'),
+    ('Llama-2-7b', {'rope_theta': 1e300}, 'rope_theta = 1e+300'),
+    (
+      'Llama-2-7b',
+      {'rope_scaling': {'type': 'linear', 'factor': 1e-50}},
+      '1e-50',
+    ),
+    ('Llama-2-7b', {'rms_norm_eps': 10**400}, 'rms_norm_eps'),
+    (
+      'Phi-3.5-mini',
+      {'original_max_position_embeddings': 1},
+      'original_max_position_embeddings = 1',
+    ),
+    (
+      'Llama-2-7b',
+      {'head_dim': 2, 'rope_scaling': {'type': 'dynamic', 'factor': 2.0}},
+      'head_dim = 2',
     ),
     ('OLMo-2-1124-7B', {'clip_qkv': 8.0}, 'clip_qkv = 8.0'),
     ('SmolLM3-3B', {'no_rope_layers': [2] * 36}, 'no_rope_layers holds 2'),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 
 import jax.numpy as jnp
@@ -112,6 +113,35 @@ def test_only_the_first_dimensions_are_rotated_when_a_part_is():
   np.testing.assert_allclose(
     np.linalg.norm(rotated, axis=-1), np.linalg.norm(x, axis=-1), rtol=1e-6
   )
+
+
+@needs_torch
+@pytest.mark.parametrize('family', ['llama', 'olmo2'])
+def test_bfloat16_rotates_as_the_family_does(family):
+  import torch
+
+  module = importlib.import_module(
+    f'transformers.models.{family}.modeling_{family}'
+  )
+  random = np.random.default_rng(0)
+  x = random.normal(size=(1, 50, 3, 16)).astype(np.float32)
+  theirs = torch.tensor(x).bfloat16().transpose(1, 2)
+  positions = np.arange(50)[None]
+  cos, sin = rope.tables(
+    config_lib.RopeConfig(), 16, jnp.asarray(positions), jnp.full((1, 50), 50)
+  )
+  twice = [torch.tensor(np.concatenate([t, t], -1)) for t in (cos, sin)]
+  if family == 'llama':
+    twice = [t.bfloat16() for t in twice]
+  theirs, _ = module.apply_rotary_pos_emb(theirs, theirs, *twice)
+  ours = rope.rotate(
+    jnp.asarray(x, jnp.bfloat16), cos, sin, in_float32=family == 'olmo2'
+  )
+  same = np.asarray(ours, np.float32) == (
+    theirs.transpose(1, 2).float().numpy()
+  )
+  # The last bit of a cosine differs now and then.
+  assert same.mean() > 0.99
 
 
 def test_what_cannot_be_computed_is_refused():
