@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
 
+import numpy as np
 import pytest
 
 import me_jax
 from me_jax.models import hf_families
+from me_jax.models import rope
 from tests.support import published
 from tests.support import tiny
 
@@ -257,3 +261,38 @@ def test_an_unknown_field_is_refused_in_every_family(name):
   config = from_hf(RAWS[name])
   with pytest.raises(me_jax.MeJaxError, match='surprise = 1'):
     from_hf(config.to_hf() | {'surprise': 1})
+
+
+ODD = [
+  None, True, False, -1, 0, 1, 2, 3, 7, 10**6, 2**31, 2**63, 10**400, -0.5,
+  0.0, 1e-300, 1e-15, 0.3, 1.0, 1e15, 1e300, float('nan'), float('inf'), '',
+  'yarn', 'longrope', [], [1], ['full_attention'] * 4, [0.5] * 48, {},
+  {'rope_type': 'yarn'}, {'rope_type': 'dynamic', 'factor': 3.0},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize('name', RAWS)
+def test_odd_values_are_refused_or_can_be_computed(name):
+  """Whatever is accepted has finite frequencies, and nothing else is raised."""
+  random = np.random.default_rng(0)
+  accepted = 0
+  for _ in range(300):
+    raw = copy.deepcopy(RAWS[name])
+    places = [raw, *(v for v in raw.values() if isinstance(v, dict))]
+    place = places[random.integers(len(places))]
+    field = list(place)[random.integers(len(place))]
+    place[field] = ODD[random.integers(len(ODD))]
+    try:
+      config = from_hf(raw)
+    except me_jax.MeJaxError as error:
+      assert '\n' not in str(error)
+      continue
+    accepted += 1
+    for each in filter(None, (config.rope, config.rope_local)):
+      with np.errstate(all='raise'):
+        frequencies, scale = rope.inverse_frequencies(
+          each, config.head_dim, np.array([1, 10**6])
+        )
+      assert np.isfinite(frequencies).all() and math.isfinite(scale)
+    json.dumps(config.to_hf(), allow_nan=False)
+  assert accepted > 10
