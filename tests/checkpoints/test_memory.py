@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
+import pathlib
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -34,3 +37,21 @@ def test_populating_a_part_changes_nothing():
   for part in (array, array[1], array[3, 7:9], np.ones(5, np.float32)):
     memory.populate(part)
   np.testing.assert_array_equal(array.reshape(-1), np.arange(array.size))
+
+
+@pytest.mark.skipif(
+  not pathlib.Path('/proc/self/statm').exists(), reason='Linux counts pages'
+)
+@pytest.mark.parametrize('quick', [False, True])
+def test_populating_brings_in_small_pages(monkeypatch, quick):
+  monkeypatch.setattr(memory, '_huge_pages_are_quick', lambda: quick)
+  array = memory.allocate((16, 1024, 1024), np.dtype(np.float32))
+
+  def resident() -> int:
+    pages = pathlib.Path('/proc/self/statm').read_text().split()[1]
+    return int(pages) * mmap.PAGESIZE
+
+  before = resident()
+  memory.populate(array[4:12])
+  brought = resident() - before
+  assert brought == pytest.approx(0 if quick else 8 << 22, abs=1 << 22)
