@@ -45,6 +45,8 @@ def populate(array: np.ndarray) -> None:
   pages = array
   while isinstance(pages, np.ndarray):
     pages = pages.base
+  if isinstance(pages, memoryview):
+    pages = pages.obj
   if not isinstance(pages, mmap.mmap) or _huge_pages_are_quick():
     return
   start = array.ctypes.data - np.frombuffer(pages, np.uint8).ctypes.data
