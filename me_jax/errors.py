@@ -40,5 +40,5 @@ def nearest(name: str, known: Iterable[str]) -> str:
   Returns:
     A clause to append to an error message; empty when nothing is near.
   """
-  close = difflib.get_close_matches(name, list(known), n=1)
+  close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.75)
   return f" (did you mean '{close[0]}'?)" if close else ''

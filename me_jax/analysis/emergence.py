@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from me_jax import __version__
+from me_jax import errors
 from me_jax.analysis import me_report
 from me_jax.analysis import residual
 from me_jax.analysis import trace as trace_lib
@@ -67,6 +68,14 @@ def find_me_layer(
   Raises:
     MeJaxError: the batch is not sound.
   """
+  if not isinstance(model, decoder.Decoder) or not isinstance(
+    batch, batch_lib.Batch
+  ):
+    raise errors.MeJaxError(
+      f'find_me_layer got a {type(model).__name__} and a'
+      f' {type(batch).__name__}, it takes lm.model, lm.params and what encode'
+      ' returns.'
+    )
   trace = trace_lib.trace(
     model, params, batch, rows=rows, measure=measure, progress=progress
   )

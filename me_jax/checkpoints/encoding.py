@@ -64,8 +64,10 @@ def token_ids(
     raise errors.MeJaxError(
       'the checkpoint has no tokenizer: put its tokenizer.json beside it.'
     )
-  if isinstance(texts, str):
-    raise errors.MeJaxError('encode takes a list of texts, not one string.')
+  if isinstance(texts, str) or not isinstance(texts, Sequence):
+    raise errors.MeJaxError(
+      f'encode takes a list of texts, not one {type(texts).__name__}.'
+    )
   bos_id = tokenizer.bos_token_id
   if bos == 'always' and bos_id is None:
     raise errors.MeJaxError(
@@ -107,13 +109,19 @@ def _variants(
   bos_id: int | None,
 ) -> list[list[int]]:
   """Returns the ids of one text, with or without BOS, or both."""
-  if not text:
-    return [[]]
-  is_chat = not isinstance(text, str)
-  if is_chat and not all(isinstance(turn, dict) for turn in text):
+  is_chat = isinstance(text, list)
+  if not isinstance(text, str) and not (
+    is_chat and all(isinstance(turn, dict) for turn in text)
+  ):
     raise errors.MeJaxError(
       f'prompt {number} is neither a string nor a chat; for token ids there is '
       'make_batch.'
+    )
+  if not text:
+    return [[]]
+  if is_chat and not all({'role', 'content'} <= turn.keys() for turn in text):
+    raise errors.MeJaxError(
+      f'prompt {number} has a message without a role or without content.'
     )
   templated = is_chat and tokenizer.chat_template
   if templated:

@@ -136,6 +136,11 @@ def check_shardings(
   Raises:
     MeJaxError: there is not one for each leaf, or one does not divide it.
   """
+  if not isinstance(shardings, Mapping):
+    raise errors.MeJaxError(
+      f'shardings are a {type(shardings).__name__}, not a tree like the'
+      ' parameters'
+    )
   found = flatten(shardings)
   odd = set(found) ^ set(shapes)
   if odd:

@@ -15,6 +15,7 @@ import os
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 
 from me_jax import errors
 from me_jax import strict_json
@@ -36,6 +37,7 @@ from me_jax.models import config as config_lib
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
 
+_ROWS = 1 << 12  # of an embedding that are compared at a time
 _PICKLES = ('.bin', '.pt', '.pth', '.ckpt', '.pkl')
 
 
@@ -53,6 +55,14 @@ class LoadedModel(NamedTuple):
   params: dict[str, Any]
   tokenizer: Any
   config: config_lib.ModelConfig
+
+  def __repr__(self) -> str:
+    config = self.config
+    return (
+      f'LoadedModel({config.model_type}, {config.num_hidden_layers} layers of'
+      f' width {config.hidden_size}, parameters in'
+      f' {self.params["embed_tokens"]["embedding"].dtype})'
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +102,7 @@ class Checkpoint:
   ) -> dict[str, Any]:
     """Reads the parameters; arguments and errors as in `load`."""
     param_tree.check_dtype(dtype)
+    self._check_tie()
     return assemble.assemble(
       params_lib.param_shapes(self.config, dtype),
       self.tensors,
@@ -99,6 +110,26 @@ class Checkpoint:
       shardings=shardings,
       progress=progress,
     )
+
+  def _check_tie(self) -> None:
+    """Refuses a head that differs from the embedding it is said to be.
+
+    transformers then uses the head after all, whatever the configuration says.
+    """
+    origins = self.names.origins
+    head = self.tensors.get(origins['lm_head/kernel'].template)
+    embedding = self.tensors[origins['embed_tokens/embedding'].template]
+    if head is None or not self.config.tie_word_embeddings:
+      return
+    if head.shape != embedding.shape or not all(
+      np.array_equal(head.read(i, i + _ROWS), embedding.read(i, i + _ROWS))
+      for i in range(0, head.shape[0], _ROWS)
+    ):
+      raise errors.MeJaxError(
+        f'{self.path} holds {head.name}, which differs from {embedding.name}'
+        ' although tie_word_embeddings is true: set it to false to use the'
+        ' head, or remove the tensor'
+      )
 
 
 def load(

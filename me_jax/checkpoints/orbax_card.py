@@ -67,6 +67,11 @@ def read(folder: str) -> tuple[config_lib.ModelConfig, dict[str, Any]]:
     raise errors.MeJaxError(
       f'{folder} is what an interrupted save has left: it is not complete'
     )
+  if not os.path.isfile(os.path.join(folder, ORBAX_FILE)):
+    raise errors.MeJaxError(
+      f'{folder} has no {ORBAX_FILE}: it is no folder that me_jax.save has'
+      ' written'
+    )
   mark = strict_json.read(os.path.join(folder, ORBAX_FILE))
   if type(mark.get('commit_timestamp_nsecs')) is not int:
     raise errors.MeJaxError(
@@ -115,6 +120,10 @@ def failure(what: str, error: Exception) -> errors.MeJaxError:
 
 def _checked(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
   """Returns metadata that JSON gives back as they are."""
+  if metadata is not None and not isinstance(metadata, Mapping):
+    raise errors.MeJaxError(
+      f'metadata is a {type(metadata).__name__}, must be a dict'
+    )
   metadata = dict(metadata or {})
   try:
     text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)

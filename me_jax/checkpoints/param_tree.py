@@ -37,6 +37,8 @@ def check(
     MeJaxError: a leaf is missing, not one of the model's, of the wrong shape,
       or of a type that parameters do not have.
   """
+  if not isinstance(tree, Mapping):
+    raise errors.MeJaxError(f'{what} are a {type(tree).__name__}, not a dict')
   found = leaves_lib.flatten(tree)
   _check_claims(config, found, what)
   wanted = _decoder_shapes(config, what)

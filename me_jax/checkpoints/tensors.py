@@ -124,7 +124,7 @@ class StoredTensor:
       `[stop - start, *shape[1:]]` floats: float32 for quantised types; for
       plain ones a view of `buffer`, or of the file when there is none.
     """
-    stop = self.shape[0] if stop is None else stop
+    stop = self.shape[0] if stop is None else min(stop, self.shape[0])
     first = self.offset + start * self.row_nbytes
     last = self.offset + stop * self.row_nbytes
     if buffer is None:

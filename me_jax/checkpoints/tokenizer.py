@@ -7,6 +7,7 @@ in where that is installed; both read `tokenizer.json` to the same ids.
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -47,7 +48,8 @@ def load(folder: str) -> Any:
     if not isinstance(error, Exception) and not panicked:
       raise
     raise errors.MeJaxError(
-      f'cannot read the tokenizer in {folder}: {str(error)[:200]}'
+      f'cannot read the tokenizer in {folder} (tokenizer.json,'
+      f' tokenizer_config.json): {str(error)[:200]}'
     ) from error
 
 
@@ -69,11 +71,25 @@ def save(tokenizer: Any, folder: str) -> None:
     )
   try:
     tokenizer.save_pretrained(folder)
+    _for_any_reader(os.path.join(folder, 'tokenizer_config.json'))
   # The tokenizers library raises bare Exception here, too.
   except Exception as error:
     raise errors.MeJaxError(
       f'cannot write the tokenizer: {str(error)[:200]}'
     ) from error
+
+
+def _for_any_reader(path: str) -> None:
+  """Names a class that transformers 4 knows, and forgets where we loaded."""
+  with open(path, encoding='utf-8') as file:
+    content = json.load(file)
+  if content.get('tokenizer_class') == 'TokenizersBackend':
+    content['tokenizer_class'] = 'PreTrainedTokenizerFast'
+  for name in ('is_local', 'local_files_only'):
+    content.pop(name, None)
+  with open(path, 'w', encoding='utf-8') as file:
+    json.dump(content, file, indent=2, ensure_ascii=False)
+    file.write('\n')
 
 
 def quiet() -> None:

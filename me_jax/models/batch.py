@@ -78,7 +78,7 @@ def make_batch(
     if not len(text):
       raise errors.MeJaxError(f'text {i + 1} is empty: it has no tokens.')
   longest = max(len(text) for text in texts)
-  length = length or longest
+  length = longest if length is None else length
   if longest > length:
     raise errors.MeJaxError(f'a text of {longest} tokens exceeds {length}.')
   rows: list[list[Sequence[int]]] = []

@@ -70,3 +70,9 @@ def test_bad_texts_are_refused(lm):
 def test_encode_lays_out_rows(lm):
   batch = me_jax.encode(lm, ['abc', 'a'], bos='always', pad_side='left')
   assert batch.segments_BT.tolist() == [[1, 1, 1, 1], [0, 0, 1, 1]]
+
+
+@pytest.mark.parametrize('texts', [None, 3, [1], [None], [[{'role': 'user'}]]])
+def test_what_is_no_text_is_refused(lm, texts):
+  with pytest.raises(me_jax.MeJaxError):
+    me_jax.encode(lm, texts)

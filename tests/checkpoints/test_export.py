@@ -139,6 +139,14 @@ def test_generation_knows_where_to_stop(tmp_path):
   assert again.generation_config.bos_token_id == 1
 
 
+def test_transformers_4_knows_the_tokenizer_class(tmp_path):
+  lm = make()._replace(tokenizer=folder_lib.tokenizer())
+  me_jax.export(lm, tmp_path / 'm')
+  content = json.loads((tmp_path / 'm' / 'tokenizer_config.json').read_text())
+  assert content['tokenizer_class'] == 'PreTrainedTokenizerFast'
+  assert not {'is_local', 'local_files_only'} & content.keys()
+
+
 def test_a_tokenizer_comes_back(tmp_path):
   tokenizer = folder_lib.tokenizer()
   tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}\n"

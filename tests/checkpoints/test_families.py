@@ -74,6 +74,20 @@ def test_the_text_model_of_a_multimodal_checkpoint(tmp_path, prefix):
   np.testing.assert_allclose(logits, expected, atol=1e-4)
 
 
+def test_a_head_that_is_not_the_embedding_it_is_said_to_be(tmp_path):
+  tiny.hf_model('llama', tie_word_embeddings=False).save_pretrained(tmp_path)
+  file = tmp_path / 'config.json'
+  raw = json.loads(file.read_text()) | {'tie_word_embeddings': True}
+  file.write_text(json.dumps(raw))
+  with pytest.raises(me_jax.MeJaxError, match='lm_head.weight, which differs'):
+    me_jax.load(str(tmp_path))
+  weights = tmp_path / 'model.safetensors'
+  tensors = safetensors_numpy.load_file(weights)
+  tensors['lm_head.weight'] = tensors['model.embed_tokens.weight']
+  safetensors_numpy.save_file(tensors, weights)
+  assert 'lm_head' not in me_jax.load(str(tmp_path)).params
+
+
 def test_image_weights_are_no_part_of_a_text_checkpoint(tmp_path):
   tiny.hf_model('gemma3_text').save_pretrained(tmp_path)
   file = tmp_path / 'model.safetensors'
