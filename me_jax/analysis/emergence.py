@@ -104,6 +104,7 @@ def find_me_layer(
     channels=_channels(trace, peak_state) if found else (),
     neurons=_neurons(model, params, trace, span, shares.ffn),
     tokens=_tokens(trace, spell),
+    position_by_text=trace.position_X,
     plateau=plateau if found else None,
     peak=_peak(trace),
     agreement={

@@ -139,6 +139,8 @@ class MEReport:
     neurons: the fewest neurons, at most eight a layer, that make 0.8 of each
       FFN's share in the span.
     tokens: the massive tokens, most frequent first.
+    position_by_text: `[X]`, index within its text of the massive token that
+      the numbers are about, -1 in a text that has none.
     plateau: first and last layer that put the plateau out; None without one.
     peak: the largest activation.
     agreement: by kind of text (`with_bos`, `without_bos`).
@@ -160,6 +162,7 @@ class MEReport:
   channels: tuple[Channel, ...]
   neurons: tuple[Neuron, ...]
   tokens: tuple[MassiveToken, ...]
+  position_by_text: np.ndarray
   plateau: tuple[int, int] | None
   peak: Peak
   agreement: dict[str, Agreement]
@@ -201,13 +204,14 @@ class MEReport:
   def to_json(self) -> dict[str, Any]:
     """Returns the report as plain values, floats to six digits.
 
-    The keys are the attributes' names. Profiles are left out for their size;
-    `share_by_text` becomes its mean, spread and smallest value, `span_share`.
+    The keys are the attributes' names. Profiles and `position_by_text` are left
+    out for their size; `share_by_text` becomes its mean, spread and smallest
+    value, `span_share`.
     """
     values = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
-      if field.name not in ('profile', 'share_by_text')
+      if field.name not in ('profile', 'share_by_text', 'position_by_text')
     }
     control = self.control._asdict()
     del control['profile']

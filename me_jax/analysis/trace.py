@@ -22,6 +22,7 @@ import jax
 import numpy as np
 
 from me_jax import errors
+from me_jax.analysis import passes
 from me_jax.analysis import residual
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
@@ -30,14 +31,9 @@ from me_jax.models import decoder
 MASSIVE_VALUE = 100.0
 MASSIVE_RATIO = 1000.0
 
-_TOKENS = 512  # of a pass, unless the caller says otherwise
-# What a pass costs besides its tokens, in tokens; and the length of a row that
-# doubles the cost of a token. Measured on two cores, only a choice of layout.
-_PASS, _LONG = 64, 3000
 _KEPT_TEXTS = 64
 # Groups of tokens whose profiles are averaged.
 _ALL, _MASSIVE, _CONTROL = range(3)
-_CONTROLS = 8  # ordinary tokens of a pass, at least
 
 Measure = Callable[..., dict[str, jax.Array]]
 
@@ -76,6 +72,7 @@ class Trace:
     massive_X: whether the text holds massive activations.
     massive_LX: whether any of its tokens is massive in each layer's output.
     massive_tokens: every massive token as (text, index in the text, id).
+    position_X: index of the text's token, -1 where none is massive.
     first_id_X: id of the text's first token.
     peak_LX: largest |x| of the text in each layer's output.
     median_LX: median |x| of the text in each layer's output.
@@ -92,6 +89,7 @@ class Trace:
   massive_X: np.ndarray
   massive_LX: np.ndarray
   massive_tokens: tuple[tuple[int, int, int], ...]
+  position_X: np.ndarray
   first_id_X: np.ndarray
   peak_LX: np.ndarray
   median_LX: np.ndarray
@@ -129,13 +127,13 @@ def trace(
     MeJaxError: the batch is not sound, see `check_batch`.
   """
   batch = batch_lib.check_batch(model.config, batch)
-  slots = _slots(batch)
-  rows = _rows(batch, rows)
+  slots = passes.slots_of(batch)
+  rows = passes.rows_of(batch, rows)
   count = len(batch.tokens_BT)
   pieces: list[dict[str, Any]] = []
   room = _KEPT_TEXTS
   for start in range(0, count, rows):
-    piece = _take_rows(batch, start, rows)
+    piece = passes.take_rows(batch, start, rows)
     found = _measure_texts(measure, model, params, piece, slots)
     # Whole states are by far the largest thing here, and a few dozen texts say
     # enough about the neurons.
@@ -148,86 +146,6 @@ def trace(
   return _join(pieces)
 
 
-def operand_shapes(batch: batch_lib.Batch, rows: int | None = None) -> Any:
-  """Returns tokens, segments and operands of a pass as shapes.
-
-  For compiling `residual.measure` ahead of time, with the same `rows`.
-  """
-  piece = _take_rows(batch, 0, _rows(batch, rows))
-  slots = _slots(batch)
-  rows, time = piece.tokens_BT.shape
-  chosen = slots + _controls(piece, slots).shape[1]
-  operands = {
-    'positions': jax.ShapeDtypeStruct((rows, chosen), np.int32),
-    'members': jax.ShapeDtypeStruct((rows, slots, time), np.bool_),
-  }
-  struct = jax.ShapeDtypeStruct((rows, time), np.int32)
-  return struct, struct, operands
-
-
-def cost(batch: batch_lib.Batch) -> float:
-  """Returns what running a batch costs, in tokens, padding included."""
-  count, time = batch.tokens_BT.shape
-  return _cost(count, time, _rows(batch, None))
-
-
-def _cost(count: int, time: int, rows: int) -> float:
-  """Returns the cost of `count` rows, `rows` a pass."""
-  tokens = rows * time * (1 + time / _LONG)
-  return -(-count // rows) * (tokens + _PASS)
-
-
-def _rows(batch: batch_lib.Batch, rows: int | None) -> int:
-  """Returns the rows of a pass, by default those that cost least."""
-  count, time = batch.tokens_BT.shape
-  if rows is None:
-    fitting = range(1, max(1, _TOKENS // time) + 1)
-    rows = min(fitting, key=lambda rows: _cost(count, time, rows))
-  return min(rows, count)
-
-
-def _slots(batch: batch_lib.Batch) -> int:
-  """Returns the most texts in a row, as a power of two (fewer compiles)."""
-  most = int(batch_lib.text_spans(batch.segments_BT).slot.max()) + 1
-  return 1 << (most - 1).bit_length()
-
-
-def _take_rows(
-  batch: batch_lib.Batch, start: int, rows: int
-) -> batch_lib.Batch:
-  """Returns some rows, filled up with padding to one shape."""
-  taken = [x[start : start + rows] for x in batch]
-  missing = rows - len(taken[0])
-  return batch_lib.Batch(*(np.pad(x, ((0, missing), (0, 0))) for x in taken))
-
-
-def _controls(piece: batch_lib.Batch, slots: int) -> np.ndarray:
-  """Spreads control tokens over each text: positions, `[B, controls]`.
-
-  Each text has as many, evenly spaced, not its first token if it has others.
-  Where a row has fewer texts than slots, its last text fills the rest.
-  """
-  rows = len(piece.segments_BT)
-  each = max(1, -(-_CONTROLS // (rows * slots)))
-  controls = np.zeros((rows, slots, each), np.int32)
-  parts = np.arange(1, each + 1) / (each + 1)
-  for row, start, length, slot in zip(*batch_lib.text_spans(piece.segments_BT)):
-    inside = np.minimum(1 + (parts * (length - 1)).astype(int), length - 1)
-    controls[row, slot:] = start + inside
-  return controls.reshape(rows, -1)
-
-
-def _members(
-  piece: batch_lib.Batch, spans: batch_lib.TextSpans, slots: int
-) -> np.ndarray:
-  """Says which tokens belong to which text of their row, `[B, slots, T]`."""
-  rows, time = piece.tokens_BT.shape
-  members = np.zeros((rows, slots, time), bool)
-  for row, start, length, slot in zip(*spans):
-    members[row, slot, start : start + length] = True
-  return members
-
-
 def _measure_texts(
   measure: Measure,
   model: decoder.Decoder,
@@ -238,7 +156,7 @@ def _measure_texts(
   """Measures the texts of some rows."""
   spans = batch_lib.text_spans(piece.segments_BT)
   row_X, start_X, _, slot_X = spans
-  controls = _controls(piece, slots)
+  controls = passes.controls(piece, slots)
 
   def choose(token_X: np.ndarray) -> np.ndarray:
     # A slot without a text repeats a control: padding is never looked at.
@@ -248,7 +166,7 @@ def _measure_texts(
 
   first_X = np.zeros_like(start_X)
   chosen_BP = choose(first_X)
-  members_BPT = _members(piece, spans, slots)
+  members_BPT = passes.members(piece, spans, slots)
   operands = {'positions': chosen_BP, 'members': members_BPT}
   seen = measure(model, params, *piece, operands)
   norm_ZBT, peak_LBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
@@ -302,6 +220,7 @@ def _measure_texts(
     'massive_X': massive_X,
     'massive_LX': peak_LX > bound_LX,
     'massive_tokens': massive_tokens,
+    'position_X': np.where(massive_X, token_X, -1),
     'first_id_X': piece.tokens_BT[row_X, start_X],
     'peak_LX': peak_LX,
     'median_LX': median_LX,
@@ -387,6 +306,7 @@ def _join(pieces: list[dict[str, Any]]) -> Trace:
       for piece, start in zip(pieces, starts)
       for x, t, token in piece['massive_tokens']
     ),
+    position_X=cat('position_X'),
     first_id_X=cat('first_id_X'),
     peak_LX=cat('peak_LX'),
     median_LX=cat('median_LX'),

@@ -92,8 +92,8 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
   import jax.numpy as jnp
 
   from me_jax.analysis import emergence
+  from me_jax.analysis import passes
   from me_jax.analysis import residual
-  from me_jax.analysis import trace
   from me_jax.models import decoder
   from me_jax.models import params as params_lib
 
@@ -109,7 +109,7 @@ def _find(flags: Any, checkpoint: Any, prompts: list[Any]) -> Any:
     lowered = residual.measure.lower(
       model,
       params_lib.param_shapes(checkpoint.config, flags.dtype),
-      *trace.operand_shapes(batch),
+      *passes.operand_shapes(batch),
     )
     progress.step('reading prompts', 1, 1)
     # Compiling and loading leave Python alone; tracing does not.
@@ -142,7 +142,7 @@ def _encode(
     The batch, the spelling of its tokens, and BOS: all that is needed of the
     tokenizer, whose memory the weights can have.
   """
-  from me_jax.analysis import trace
+  from me_jax.analysis import passes
   from me_jax.checkpoints import encoding
   from me_jax.models import batch as batch_lib
 
@@ -155,7 +155,7 @@ def _encode(
   some = ids[:: -(-len(ids) // _SAMPLED)]
   length = min(
     range(shortest, max(shortest, _LONGEST) + 1, _STEP),
-    key=lambda length: trace.cost(
+    key=lambda length: passes.cost(
       batch_lib.make_batch(some, pack=True, length=length)
     ),
   )
