@@ -24,6 +24,7 @@ import numpy as np
 
 from me_jax import __version__
 from me_jax import errors
+from me_jax.analysis import massive_tokens
 from me_jax.analysis import me_report
 from me_jax.analysis import residual
 from me_jax.analysis import trace as trace_lib
@@ -206,8 +207,8 @@ def _channels(
   plateau_XD = trace.token.plateau_XD
   mean_D = plateau_XD.mean(axis=0)
   bound = max(
-    trace_lib.MASSIVE_VALUE,
-    trace_lib.MASSIVE_RATIO
+    massive_tokens.MASSIVE_VALUE,
+    massive_tokens.MASSIVE_RATIO
     * trace.median_LX[max(peak_state - 1, 0), trace.used_X].mean(),
   )
   massive = np.flatnonzero(np.abs(mean_D) > bound)

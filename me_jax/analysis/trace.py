@@ -1,12 +1,8 @@
 """What do many texts show of the residual stream?
 
 Streams a batch through `residual.measure`, a few rows at a time, and keeps
-what is small. Which token of a text is the massive one is known only after the
-pass; the first token is tried, and where another turns out to be it the same
-compiled pass runs once more with the right positions.
-
-Ordinary tokens, spread evenly over each row, go through the same arithmetic,
-as a control.
+what is small. Ordinary tokens, spread evenly over each text, go through the
+same arithmetic as the massive ones, as a control.
 
 Letters: B rows, T time, L layers, Z = L + 1 states, P chosen tokens of a row,
 X texts or tokens, K texts whose states in mid-layer are kept, D model width.
@@ -21,21 +17,17 @@ from typing import Any
 import jax
 import numpy as np
 
-from me_jax import errors
+from me_jax.analysis import massive_tokens
 from me_jax.analysis import passes
 from me_jax.analysis import residual
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
 
-# Sun et al. 2024 (arXiv 2402.17762): both must be exceeded.
-MASSIVE_VALUE = 100.0
-MASSIVE_RATIO = 1000.0
-
 _KEPT_TEXTS = 64
 # Groups of tokens whose profiles are averaged.
 _ALL, _MASSIVE, _CONTROL = range(3)
 
-Measure = Callable[..., dict[str, jax.Array]]
+Measure = massive_tokens.Measure
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -134,7 +126,8 @@ def trace(
   room = _KEPT_TEXTS
   for start in range(0, count, rows):
     piece = passes.take_rows(batch, start, rows)
-    found = _measure_texts(measure, model, params, piece, slots)
+    look = massive_tokens.look(measure, model, params, piece, slots)
+    found = _measure_texts(look, model, params)
     # Whole states are by far the largest thing here, and a few dozen texts say
     # enough about the neurons.
     kept = np.flatnonzero(found['massive_X'])[:room]
@@ -147,114 +140,44 @@ def trace(
 
 
 def _measure_texts(
-  measure: Measure,
-  model: decoder.Decoder,
-  params: decoder.Params,
-  piece: batch_lib.Batch,
-  slots: int,
+  look: massive_tokens.Look, model: decoder.Decoder, params: decoder.Params
 ) -> dict[str, Any]:
-  """Measures the texts of some rows."""
-  spans = batch_lib.text_spans(piece.segments_BT)
-  row_X, start_X, _, slot_X = spans
-  controls = passes.controls(piece, slots)
-
-  def choose(token_X: np.ndarray) -> np.ndarray:
-    # A slot without a text repeats a control: padding is never looked at.
-    positions_BP = np.repeat(controls[:, -1:], slots, axis=1)
-    positions_BP[row_X, slot_X] = start_X + token_X
-    return np.concatenate([positions_BP, controls], axis=1)
-
-  first_X = np.zeros_like(start_X)
-  chosen_BP = choose(first_X)
-  members_BPT = passes.members(piece, spans, slots)
-  operands = {'positions': chosen_BP, 'members': members_BPT}
-  seen = measure(model, params, *piece, operands)
-  norm_ZBT, peak_LBT = np.asarray(seen['norm']), np.asarray(seen['peak'])
-  if not np.isfinite(norm_ZBT).all():
-    raise errors.MeJaxError(
-      f'the model is not finite in {np.dtype(model.dtype).name}: use float32 '
-      'or bfloat16, and check its parameters.'
-    )
-  median_LX = np.asarray(seen['median'])[:, row_X, slot_X]
-  bound_LX = np.maximum(MASSIVE_VALUE, MASSIVE_RATIO * median_LX)
-  bound_LBP = np.full((len(bound_LX), *members_BPT.shape[:2]), np.inf)
-  bound_LBP[:, row_X, slot_X] = bound_LX
-  # Padding belongs to no text, and its peak of 0 exceeds nothing.
-  text_BT = members_BPT.argmax(axis=1)
-  massive_LBT = peak_LBT > np.take_along_axis(bound_LBP, text_BT[None], axis=2)
-  reach_BT = np.max(np.where(massive_LBT, norm_ZBT[1:], 0.0), axis=0)
-  token_X, massive_tokens = _pick(piece, spans, reach_BT)
-  if (token_X != first_X).any():
-    chosen_BP = choose(token_X)
-    seen = measure(model, params, *piece, operands | {'positions': chosen_BP})
-
-  token_massive_LX = massive_LBT[:, row_X, start_X + token_X]
-  massive_X = token_massive_LX.any(axis=0)
+  """Splits the plateaus of a pass and keeps what is small."""
+  row_X, slot_X = look.token_at
+  control_at = look.control_at
   # Ordinary tokens have no massive state: then the largest of all counts.
-  allowed_LBP = np.ones(seen['state'].shape[:3], bool)
-  allowed_LBP[:, row_X, slot_X] = token_massive_LX | ~massive_X
-  ordinary_BT = (piece.segments_BT > 0) & (reach_BT == 0)
-  later_BT = ordinary_BT.copy()
-  later_BT[row_X, start_X] = False
-  is_control = np.take_along_axis(later_BT, controls, axis=1)
-  # Slots that repeat another's tokens do not count again.
-  each = controls.shape[1] // slots
-  used = members_BPT.any(axis=2).repeat(each, axis=1)
-  control_row, control_slot = np.nonzero(is_control & used)
-  groups_GBP = np.zeros((3, *chosen_BP.shape), np.float32)
-  groups_GBP[_ALL, row_X, slot_X] = 1
-  groups_GBP[_MASSIVE, row_X, slot_X] = massive_X
-  groups_GBP[_CONTROL, control_row, slots + control_slot] = 1
-  tokens_BP = np.take_along_axis(piece.tokens_BT, chosen_BP, axis=1)
+  allowed_LBC = np.ones(look.seen['state'].shape[:3], bool)
+  allowed_LBC[:, row_X, slot_X] = look.token_massive_LX | ~look.massive_X
+  groups_GBC = np.zeros((3, *look.chosen_BC.shape), np.float32)
+  groups_GBC[_ALL, row_X, slot_X] = 1
+  groups_GBC[_MASSIVE, row_X, slot_X] = look.massive_X
+  groups_GBC[_CONTROL, *control_at] = 1
+  tokens_BT = look.piece.tokens_BT
   found = jax.device_get(
-    residual.attribute(model, params, tokens_BP, seen, allowed_LBP, groups_GBP)
+    residual.attribute(
+      model,
+      params,
+      np.take_along_axis(tokens_BT, look.chosen_BC, axis=1),
+      look.seen,
+      allowed_LBC,
+      groups_GBC,
+    )
   )
-  peak_LX = np.stack(
-    [
-      peak_LBT[:, row, start : start + length].max(axis=1)
-      for row, start, length, _ in zip(*spans)
-    ],
-    axis=1,
-  )
+  norm_ZBT = np.asarray(look.seen['norm'])
   return {
-    'massive_X': massive_X,
-    'massive_LX': peak_LX > bound_LX,
-    'massive_tokens': massive_tokens,
-    'position_X': np.where(massive_X, token_X, -1),
-    'first_id_X': piece.tokens_BT[row_X, start_X],
-    'peak_LX': peak_LX,
-    'median_LX': median_LX,
-    'others_ZN': norm_ZBT[:, ordinary_BT],
+    'massive_X': look.massive_X,
+    'massive_LX': look.massive_LX,
+    'massive_tokens': look.massive_tokens,
+    'position_X': np.where(look.massive_X, look.token_X, -1),
+    'first_id_X': tokens_BT[row_X, look.spans.start],
+    'peak_LX': look.peak_LX,
+    'median_LX': look.median_LX,
+    'others_ZN': norm_ZBT[:, look.ordinary_BT],
     'token': _of_texts(found, row_X, slot_X),
-    'control': _of_texts(found, control_row, slots + control_slot),
+    'control': _of_texts(found, *control_at),
     'profile_GZD': found['profile'],
-    'mid_LXD': np.asarray(seen['mid'])[:, row_X, slot_X],
+    'mid_LXD': np.asarray(look.seen['mid'])[:, row_X, slot_X],
   }
-
-
-def _pick(
-  piece: batch_lib.Batch, spans: batch_lib.TextSpans, reach_BT: np.ndarray
-) -> tuple[np.ndarray, list[tuple[int, int, int]]]:
-  """Chooses the token of each text.
-
-  Args:
-    piece: the rows.
-    spans: where its texts stand.
-    reach_BT: largest massive norm of each token, 0 where it is never massive.
-
-  Returns:
-    Each text's token, and all massive ones as (text, index in the text, id).
-  """
-  token_X = np.zeros_like(spans.length)
-  massive_tokens = []
-  for x, (row, start, length, _) in enumerate(zip(*spans)):
-    reach_T = reach_BT[row, start : start + length]
-    token_X[x] = np.argmax(reach_T >= reach_T.max() / 2)
-    massive_tokens += [
-      (x, int(t), int(piece.tokens_BT[row, start + t]))
-      for t in np.flatnonzero(reach_T)
-    ]
-  return token_X, massive_tokens
 
 
 def _of_texts(

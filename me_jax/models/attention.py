@@ -160,8 +160,9 @@ class Attention(nn.Module):
         probs_BNQS = self.sites.write('attn_probs', probs_BNQS, chunk_context)
         if observed:
           part = self.sites.measure('attn_probs', probs_BNQS, chunk_context)
-          measured = {k: measured[k] + v if measured else v
-                      for k, v in part.items()}  # fmt: skip
+          if measured:
+            part = jax.tree.map(jnp.add, measured, part)
+          measured = part
         probs_BKGQS = probs_BNQS.reshape(probs_BKGQS.shape)
       out_BKGQH = jnp.einsum(
         'BKGQS,BSKH->BKGQH',
@@ -175,7 +176,7 @@ class Attention(nn.Module):
       out_BQKGH = jnp.moveaxis(out_BKGQH, 3, 1).astype(self.dtype)
       outs.append(out_BQKGH.reshape(batch, stop - start, heads, dim))
     if observed:
-      self.sites.keep(self, measured, context)
+      self.sites.keep(self, self.sites.finish(measured, context), context)
     return jnp.concatenate(outs, axis=1)
 
   def _mask(

@@ -78,7 +78,12 @@ class Observer(Protocol):
   name: str
 
   def __call__(self, value: jax.Array, context: SiteContext) -> jax.Array:
-    """Reduces the value of one layer; the results are stacked over layers."""
+    """Reduces the value of one layer; the results are stacked over layers.
+
+    What an observer of `attn_probs` returns is added up over chunks of queries.
+    If it has a method `finish(total, context)`, what that makes of the sum is
+    stacked instead.
+    """
 
 
 class Edit(Protocol):
@@ -184,6 +189,16 @@ class Sites:
     observer of it returns the chunk's part of a sum.
     """
     return {o.name: o(value, context) for o in self.observers if o.site == site}
+
+  def finish(
+    self, measured: Mapping[str, Any], context: SiteContext
+  ) -> dict[str, Any]:
+    """Returns what the observers of `attn_probs` make of their sums."""
+    done = dict(measured)
+    for observer in self.observers:
+      if observer.name in done and hasattr(observer, 'finish'):
+        done[observer.name] = observer.finish(done[observer.name], context)
+    return done
 
   def keep(
     self,
