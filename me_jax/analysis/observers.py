@@ -56,10 +56,11 @@ class AtPositions:
 
   def __call__(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
     """Takes tokens out of `[B, T, D]`."""
-    return _at(value, context.operands['positions']).astype(jnp.float32)
+    return at(value, context.operands['positions']).astype(jnp.float32)
 
 
-def _at(value_BTD: jax.Array, positions_BC: jax.Array) -> jax.Array:
+def at(value_BTD: jax.Array, positions_BC: jax.Array) -> jax.Array:
+  """Returns the vectors at chosen tokens of each row, `[B, C, D]`."""
   return jax.lax.platform_dependent(
     value_BTD, positions_BC, cpu=_slices, default=_gather
   )
@@ -143,7 +144,7 @@ class TextMedian:
     distribution's median is of it. The floor is for zeros.
     """
     positions_BC = context.operands['positions']
-    size_BCD = jnp.abs(_at(value, positions_BC)).astype(jnp.float32)
+    size_BCD = jnp.abs(at(value, positions_BC)).astype(jnp.float32)
     floor_BC1 = 1e-3 * jnp.mean(size_BCD, axis=-1, keepdims=True) + 1e-30
     log_BC = jnp.mean(jnp.log(size_BCD + floor_BC1), axis=-1)
     chosen_BPC = jnp.take_along_axis(

@@ -39,6 +39,7 @@ def observe(
   tokens_BT: jax.Array,
   segments_BT: jax.Array,
   operands: Mapping[str, jax.Array],
+  also: tuple[sites.Observer, ...] = (),
 ) -> tuple[decoder.Output, dict[str, jax.Array]]:
   """Runs the model and measures its residual stream.
 
@@ -50,6 +51,7 @@ def observe(
     operands: `positions` int32 `[B, P]`, the tokens to keep whole; `members`
       bool `[B, texts, T]`, which tokens belong to which text; and those of the
       edits.
+    also: further observers, whose names must be others than below.
 
   Returns:
     The model's output, and in float32: of all tokens `norm` `[Z, B, T]` and
@@ -59,7 +61,7 @@ def observe(
     `[L, B, P, D]`.
   """
   sites_used = dataclasses.replace(
-    model.sites, observers=(_NORM, _PEAK, _MEDIAN, _MID, _STATE)
+    model.sites, observers=(_NORM, _PEAK, _MEDIAN, _MID, _STATE, *also)
   )
   with jax.default_matmul_precision('highest'):
     output, intermediates = model.clone(sites=sites_used).apply(
