@@ -17,9 +17,11 @@ __version__ = '0.1.0'
 _WHERE = {
   'Batch': 'me_jax.models.batch',
   'Decoder': 'me_jax.models.decoder',
+  'Diagnosis': 'me_jax.analysis.diagnosis',
   'LoadedModel': 'me_jax.checkpoints.load',
   'MEReport': 'me_jax.analysis.me_report',
   'ModelConfig': 'me_jax.models.config',
+  'diagnose': 'me_jax.analysis.diagnosis',
   'encode': 'me_jax.checkpoints.encoding',
   'export': 'me_jax.checkpoints.export',
   'find_me_layer': 'me_jax.analysis.emergence',

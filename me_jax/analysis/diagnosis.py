@@ -3,7 +3,7 @@
 One pass measures everything: the residual stream, rigidity, attention sinks
 and diversity. Texts stream through it, and what is kept are sums, of one size
 whatever their number; their order and how they are batched change nothing but
-the last digits.
+the last digits (of the median, the third).
 
 A text's own token is its massive one, or its first where it has none. Numbers
 are about the texts with massive activations as soon as there is one.
@@ -58,7 +58,7 @@ class Stream:
     embedding_share: share that the embedding holds; all sum to one.
     massive: `[L]`, share of texts whose own token is massive after the layer.
     peak: `[L]`, largest |x| of a text after the layer.
-    median: `[L]`, median |x| of a text after the layer.
+    median: `[L]`, median |x| of a text after the layer, to 1 %.
     plateau: `[D]`, the own token's plateau.
     plateau_std: `[D]`, its standard deviation over texts.
   """

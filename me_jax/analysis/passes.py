@@ -19,7 +19,9 @@ _TOKENS = 512  # of a pass, unless the caller says otherwise
 # What a pass costs besides its tokens, in tokens; and the length of a row that
 # doubles the cost of a token. Measured on two cores, only a choice of layout.
 _PASS, _LONG = 64, 3000
-_CONTROLS = 8  # ordinary tokens of a pass, at least
+# Ordinary tokens of each text: as many whatever the pass, so that how texts are
+# batched does not change what is looked at.
+_CONTROLS = 2
 
 
 def operand_shapes(batch: batch_lib.Batch, rows: int | None = None) -> Any:
@@ -80,9 +82,8 @@ def controls(piece: batch_lib.Batch, slots: int) -> np.ndarray:
   Where a row has fewer texts than slots, its last text fills the rest.
   """
   rows = len(piece.segments_BT)
-  each = max(1, -(-_CONTROLS // (rows * slots)))
-  chosen = np.zeros((rows, slots, each), np.int32)
-  parts = np.arange(1, each + 1) / (each + 1)
+  chosen = np.zeros((rows, slots, _CONTROLS), np.int32)
+  parts = np.arange(1, _CONTROLS + 1) / (_CONTROLS + 1)
   for row, start, length, slot in zip(*batch_lib.text_spans(piece.segments_BT)):
     inside = np.minimum(1 + (parts * (length - 1)).astype(int), length - 1)
     chosen[row, slot:] = start + inside

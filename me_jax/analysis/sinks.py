@@ -82,13 +82,14 @@ class ReceivedAttention:
     time = segments_BT.shape[1]
     sums_BNRT = jnp.pad(sums_BNRS, ((0, 0),) * 3 + ((0, time - keys),))
 
-    hot_BCS = positions_BC[..., None] == jnp.arange(keys)
+    hot_BCS = positions_BC[..., None] == jnp.arange(keys)[None, None]
     at_BNCQ = jnp.einsum(
       'BNQS,BCS->BNCQ', probs_BNQS, hot_BCS.astype(probs_BNQS.dtype)
     )
     top_BN1Q = jnp.max(probs_BNQS, axis=-1)[:, :, None]
     text_BC = jnp.take_along_axis(segments_BT, positions_BC, axis=1)
-    later_BCQ = start + jnp.arange(queries) > positions_BC[..., None]
+    query_11Q = start + jnp.arange(queries)[None, None]
+    later_BCQ = query_11Q > positions_BC[..., None]
     later_BCQ &= segments_BQ[:, None] == text_BC[..., None]
     largest_BNCQ = (at_BNCQ >= top_BN1Q) & later_BCQ[:, None]
     return sums_BNRT, jnp.sum(largest_BNCQ, axis=-1, dtype=jnp.float32)
@@ -111,9 +112,9 @@ class ReceivedAttention:
 
     first_BP = jnp.argmax(members_BPT, axis=-1)
     length_BP = jnp.sum(members_BPT, axis=-1)
-    place_W = jnp.arange(self.window)
-    at_BPW = first_BP[..., None] + place_W
-    inside_BPW = place_W < length_BP[..., None]
+    place_11W = jnp.arange(self.window)[None, None]
+    at_BPW = first_BP[..., None] + place_11W
+    inside_BPW = place_11W < length_BP[..., None]
     window_BPNW = jnp.take_along_axis(
       window_BNT[:, None], at_BPW[:, :, None], axis=3, mode='clip'
     )

@@ -124,15 +124,15 @@ def _diagonals(matrix_XMM: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 def _householder(gram_XMM: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The same in plain JAX, for where there is no LAPACK (TPU)."""
-  index_M = jnp.arange(gram_XMM.shape[-1])
+  index_1M = jnp.arange(gram_XMM.shape[-1])[None]
 
   def reflect(k: jax.Array, a_XMM: jax.Array) -> jax.Array:
     column_XM = jax.lax.dynamic_index_in_dim(a_XMM, k, axis=2, keepdims=False)
-    x_XM = jnp.where(index_M > k, column_XM, 0.0)
-    next_M = index_M == k + 1
+    x_XM = jnp.where(index_1M > k, column_XM, 0.0)
+    next_1M = index_1M == k + 1
     length_X1 = jnp.linalg.norm(x_XM, axis=-1, keepdims=True)
-    sign_X1 = jnp.sum(jnp.where(next_M, x_XM, 0.0), axis=-1, keepdims=True)
-    v_XM = x_XM + jnp.where(sign_X1 < 0, -length_X1, length_X1) * next_M
+    sign_X1 = jnp.sum(jnp.where(next_1M, x_XM, 0.0), axis=-1, keepdims=True)
+    v_XM = x_XM + jnp.where(sign_X1 < 0, -length_X1, length_X1) * next_1M
     norm_X1 = jnp.linalg.norm(v_XM, axis=-1, keepdims=True)
     # A column that is done already needs no reflection.
     v_XM = jnp.where(norm_X1 > 0, v_XM / jnp.where(norm_X1 > 0, norm_X1, 1), 0)
@@ -175,12 +175,12 @@ def _largest(diagonal_XKM: jax.Array, off_XKM: jax.Array) -> jax.Array:
   )
   high_XK = jnp.max(diagonal_XKM + reach_XKM, axis=-1) * (1 + 1e-6)
   low_XK = jnp.max(diagonal_XKM, axis=-1) * (1 - 1e-6)
-  parts_S = jnp.linspace(0.0, 1.0, _SECTIONS + 1)
+  parts_11S = jnp.linspace(0.0, 1.0, _SECTIONS + 1)[None, None]
 
   def narrow(_, bracket):
     low_XK, high_XK = bracket
     width_XK = high_XK - low_XK
-    bounds_XKS = low_XK[..., None] + parts_S * width_XK[..., None]
+    bounds_XKS = low_XK[..., None] + parts_11S * width_XK[..., None]
     count_XKS = _count_below(diagonal_XKM, off_XKM, bounds_XKS)
     # The first bound that has all eigenvalues below it ends the section.
     all_XKS = count_XKS >= diagonal_XKM.shape[-1]
@@ -203,12 +203,12 @@ def _entropy(
   bounds_XKS = jnp.broadcast_to(edges_S, (*total_XK.shape, _BOUNDS))
   below_XKS = _count_below(diagonal_XKM, off_XKM, bounds_XKS)
   count_XKS = jnp.diff(below_XKS, axis=-1).astype(jnp.float32)
-  size_S = jnp.sqrt(edges_S[1:] * edges_S[:-1])
+  size_11S = jnp.sqrt(edges_S[1:] * edges_S[:-1])[None, None]
   # What the bins miss of the sum is spread over them; the rest stands at one.
   top_XK = diagonal_XKM.shape[-1] - below_XKS[..., -1].astype(jnp.float32)
-  binned_XK = jnp.sum(count_XKS * size_S, axis=-1)
+  binned_XK = jnp.sum(count_XKS * size_11S, axis=-1)
   share_XK = jnp.maximum(total_XK - top_XK, 0.0) / jnp.maximum(binned_XK, 1e-30)
-  p_XKS = size_S * share_XK[..., None] / total_XK[..., None]
+  p_XKS = size_11S * share_XK[..., None] / total_XK[..., None]
   p_top_XK = 1 / total_XK
   return -jnp.sum(
     count_XKS * p_XKS * jnp.log(jnp.maximum(p_XKS, 1e-30)), axis=-1
