@@ -1,0 +1,48 @@
+"""Which layers lie before the emergence span, and which on the plateau?"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from me_jax.analysis import me_report
+
+
+class Where(NamedTuple):
+  """Layers of a model with an emergence span.
+
+  Attributes:
+    before: layers whose input and output lie before the span.
+    after: layers after the span that receive the plateau.
+    outputs: layers from the span's last on that put the plateau out.
+    mark: what figures mark: the ME Layer, or the span's last.
+  """
+
+  before: np.ndarray
+  after: np.ndarray
+  outputs: np.ndarray
+  mark: int
+
+
+def where(report: me_report.MEReport) -> Where | None:
+  """Returns the layers; None for a model without a span or a plateau."""
+  if not report.span or report.plateau is None:
+    return None
+  end = report.plateau[1]
+  last = min(report.span[-1], end)
+  return Where(
+    before=np.arange(report.span[0]),
+    after=np.arange(last + 1, min(end + 2, len(report.jump))),
+    outputs=np.arange(last, end + 1),
+    mark=last if report.layer is None else report.layer,
+  )
+
+
+def spell(layers: np.ndarray) -> str:
+  """Spells a run of layers."""
+  if not len(layers):
+    return 'no layer'
+  if len(layers) == 1:
+    return f'layer {layers[0]}'
+  return f'layers {layers[0]}-{layers[-1]}'
