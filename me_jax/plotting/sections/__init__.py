@@ -1,0 +1,1 @@
+"""What each analysis found, as sections of a report."""
