@@ -1,0 +1,1 @@
+"""Sections of the report, one file a claim: results become words and figures."""
