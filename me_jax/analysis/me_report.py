@@ -227,7 +227,15 @@ class MEReport:
 
 
 def plain(value: Any) -> Any:
-  """Turns named tuples into objects and arrays into lists of short floats."""
+  """Returns what JSON can hold.
+
+  Args:
+    value: of named tuples, dicts, lists, arrays, numbers and strings.
+
+  Returns:
+    The same with objects for named tuples, keys in lower case, lists for
+    arrays, floats of six digits, and None for what is not finite.
+  """
   if isinstance(value, np.ndarray):
     value = value.tolist()
   if hasattr(value, '_asdict'):

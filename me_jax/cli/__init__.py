@@ -16,6 +16,7 @@ from me_jax import errors
 # Each is a module here with `HELP`, `define(flags)` and `run(flags)`.
 VERBS = {
   'find': 'find the layer that creates the massive activations',
+  'explain': 'say why, with controls, in a page to read and to send',
   'export': 'write a model as a Hugging Face folder',
 }
 

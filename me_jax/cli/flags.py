@@ -8,6 +8,7 @@ Flags that mean the same in every verb are declared here.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import shlex
 import textwrap
 from types import ModuleType
 
@@ -102,6 +103,16 @@ def parse(
       f"'{rest[0]}' is no flag: values are given as --name=value."
     )
   return flags
+
+
+def command_line(verb: str, flags: absl_flags.FlagValues) -> str:
+  """Returns what a shell would be told to run a verb with these flags again."""
+  given = [
+    f'--{name}={flags[name].value}'
+    for name in flags
+    if flags[name].value != flags[name].default
+  ]
+  return shlex.join(['me-jax', verb, *given])
 
 
 def help_text(verb: str, module: ModuleType) -> str:

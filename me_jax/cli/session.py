@@ -1,17 +1,14 @@
-"""What every verb does around its work: caches, progress, output files."""
+"""What every verb does around its work: caches, memory, progress."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 import contextlib
 import ctypes
-import json
 import os
 import pathlib
 import sys
 from typing import Any
-
-from me_jax import errors
 
 _M_MMAP_THRESHOLD = -3
 
@@ -50,50 +47,6 @@ def return_freed_memory() -> None:
     libc = ctypes.CDLL(None)
     libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
     libc.malloc_trim(0)
-
-
-def check_writable(path: pathlib.Path | None) -> None:
-  """Raises MeJaxError if a file could not be written; touches nothing."""
-  if path is None:
-    return
-  # os.path answers False where pathlib would raise for want of permission.
-  if os.path.isdir(path):
-    raise errors.MeJaxError(f'{path} is a folder, not a file to write.')
-  parent = path.absolute().parent
-  while not os.path.exists(parent):
-    parent = parent.parent
-  if not os.path.isdir(parent):
-    raise errors.MeJaxError(f'cannot write {path}: {parent} is no folder.')
-  if not os.access(parent, os.W_OK | os.X_OK):
-    raise errors.MeJaxError(f'cannot write {path}: no permission in {parent}.')
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file whole or not at all, with its folder."""
-  make_parent(path)
-  partial = path.with_name(f'.{path.name}.partial')
-  try:
-    partial.write_text(text, encoding='utf-8')
-    os.replace(partial, path)
-  except OSError as error:
-    raise errors.MeJaxError(f'cannot write {path}: {error.strerror}') from None
-  finally:
-    partial.unlink(missing_ok=True)
-
-
-def write_json(path: pathlib.Path, value: Any) -> None:
-  """Writes a value as JSON, whole or not at all."""
-  write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + '\n')
-
-
-def make_parent(path: pathlib.Path) -> None:
-  """Makes the folder of a file."""
-  try:
-    path.parent.mkdir(parents=True, exist_ok=True)
-  except OSError as error:
-    raise errors.MeJaxError(
-      f'cannot make the folder {path.parent}: {error.strerror}'
-    ) from None
 
 
 class Progress:

@@ -103,3 +103,13 @@ def texts(
 def batch(**kwargs) -> batch_lib.Batch:
   """Returns `texts(**kwargs)` a text a row."""
   return batch_lib.make_batch(texts(**kwargs))
+
+
+# Plants for which `find_me_layer` says this verdict, with `batch()`.
+VERDICTS = {
+  'single': [Plant(4, 7, 9, 5000.0)],
+  'multi-step': [Plant(3, 7, 9, 2000.0), Plant(4, 2, 9, 3000.0, read=9)],
+  'gradual': [Plant(1, 7, 9, 800.0)]
+  + [Plant(i, 7, 9, 800.0, read=9) for i in range(2, 7)],
+  'none': [],
+}

@@ -1,0 +1,146 @@
+"""Figures on paper: what is drawn where, and that any text can be drawn."""
+
+from __future__ import annotations
+
+import re
+import warnings
+
+from matplotlib import colors as colors_lib
+import numpy as np
+import pytest
+
+from me_jax.plotting import palette
+from me_jax.plotting import spec
+from me_jax.plotting import static
+from tests.support import figures as made
+
+
+@pytest.mark.parametrize('figure', made.FIGURES, ids=lambda f: f.name)
+@pytest.mark.parametrize('kind', ['png', 'svg', 'pdf'])
+def test_every_kind_of_panel_is_written(tmp_path, figure, kind):
+  drawn = static.draw(figure)
+  with warnings.catch_warnings():
+    warnings.simplefilter('error')
+    static.save(drawn, tmp_path / f'f.{kind}', dpi=50)
+  assert [p.name for p in tmp_path.iterdir()] == [f'f.{kind}']
+  axes = drawn.axes[: len(figure.panels)]
+  titles = [''.join(a.get_title().split()) for a in axes]
+  expected = [
+    ''.join(p.title.replace('$', r'\$').split()) for p in figure.panels
+  ]
+  assert titles == expected
+
+
+def test_the_same_figure_gives_the_same_bytes(tmp_path):
+  for name in 'ab':
+    static.save(static.draw(made.LINES), tmp_path / f'{name}.svg')
+  assert (tmp_path / 'a.svg').read_bytes() == (tmp_path / 'b.svg').read_bytes()
+
+
+def test_a_figure_that_cannot_be_written_leaves_nothing(tmp_path):
+  with pytest.raises(ValueError):
+    static.save(static.draw(made.LINES), tmp_path / 'f.nonsense')
+  assert not list(tmp_path.iterdir())
+
+
+def test_no_text_is_taken_for_a_formula_or_a_tag(tmp_path):
+  static.save(static.draw(made.STRANGE), tmp_path / 'f.svg')
+  svg = (tmp_path / 'f.svg').read_text()
+  assert '<b>' not in svg and '</script>' not in svg
+  labels = static.draw(made.STRANGE).axes[0].get_legend().get_texts()
+  assert [label.get_text() for label in labels] == [
+    text.replace('$', r'\$') for text in made.SEEN
+  ]
+
+
+def test_roles_have_their_colours_and_nothing_depends_on_colour():
+  axes = static.draw(made.LINES).axes[0]
+  colors = [colors_lib.to_hex(line.get_color()) for line in axes.lines]
+  blue, green, orange = palette.BLUE, palette.GREEN, palette.ORANGE
+  assert colors[:2] == [blue.lower(), green.lower()]
+  assert colors[-1] == orange.lower(), 'the mark of the ME Layer'
+  series = [spec.Series(label=str(i), y=np.ones(3)) for i in range(8)]
+  series += [
+    spec.Series(label='m', y=np.ones(3), role='massive') for _ in range(4)
+  ]
+  looks = palette.looks(series)
+  assert len({(look.dash, look.marker) for look in looks}) == len(looks)
+
+
+def test_values_that_a_logarithm_cannot_show_are_left_out():
+  axes = static.draw(made.LOG).axes[0]
+  assert axes.get_yscale() == 'log'
+  low, high = axes.get_ylim()
+  assert 0.05 < low < 1 and 100 < high < 1000
+
+
+def test_bars_stand_beside_on_or_before_each_other():
+  def boxes(how):
+    series = tuple(
+      spec.Series(label=str(i), y=y, style='bars')
+      for i, y in enumerate(([2.0, -1.0], [3.0, -4.0]))
+    )
+    chart = spec.Chart(
+      title='', series=series, x_label='', y_label='', bars=how
+    )
+    figure = spec.Figure(
+      name='f', title='', caption='', alt='', panels=(chart,)
+    )
+    patches = static.draw(figure).axes[0].patches
+    return [
+      (p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in patches
+    ]
+
+  first, _, second, _ = boxes('beside')
+  assert first[0] + first[2] == pytest.approx(second[0])
+  first, below, second, further = boxes('stacked')
+  assert second[1] == 2.0 and second[3] == 3.0 and first[0] == second[0]
+  assert (below[1], below[3]) == (0.0, -1.0)
+  assert (further[1], further[3]) == (-1.0, -4.0)
+  first, _, second, _ = boxes('overlaid')
+  assert first[:3] == second[:3]
+
+
+def test_intervals_reach_from_low_to_high():
+  axes = static.draw(made.BARS).axes[0]
+  (whiskers,) = [
+    c for c in axes.containers if c.__class__.__name__ == 'ErrorbarContainer'
+  ]
+  segments = whiskers.lines[2][0].get_segments()
+  np.testing.assert_allclose([s[:, 1] for s in segments], made.INTERVALS)
+  band = static.draw(made.LINES).axes[0].collections[0]
+  heights = band.get_paths()[0].vertices[:, 1]
+  assert heights.min() == pytest.approx(0.5) and heights.max() == pytest.approx(
+    4
+  )
+
+
+def test_a_matrix_keeps_its_blanks_its_range_and_its_origin():
+  drawn = static.draw(made.MATRICES)
+  image = drawn.axes[0].images[0]
+  np.testing.assert_array_equal(
+    image.get_array().mask, np.isnan(made.MATRICES.panels[0].values)
+  )
+  assert image.get_clim() == (0.0, 1.0)
+  assert image.cmap.name == palette.HEAT
+  assert drawn.axes[0].get_ylim()[0] > drawn.axes[0].get_ylim()[1], 'upper'
+  assert len(drawn.axes[1].patches) == 2, (
+    'a frame for the row, one for the column'
+  )
+
+
+def test_ridges_keep_the_peaks_of_a_wide_model():
+  lines = static.draw(made.WIDE).axes[0].lines
+  values = made.WIDE.panels[0].values
+  assert len(lines) == len(values)
+  # Lines are drawn from the back to the front.
+  for line, layer in zip(lines[::-1], values):
+    _, _, height = line.get_data_3d()
+    assert height.max() == layer.max()
+  assert sum(len(line.get_data_3d()[0]) for line in lines) <= 45_000
+
+
+def test_files_hold_no_outside_reference(tmp_path):
+  static.save(static.draw(made.MATRICES), tmp_path / 'f.svg')
+  svg = (tmp_path / 'f.svg').read_text()
+  assert not re.search(r'href="(?!#|data:)', svg)
