@@ -18,6 +18,7 @@ report.html, with report.json for every number and the figures as SVG and PNG.""
 
 _OUT = 'explain'
 _MOST = 10**9
+_MAP_TOKENS = 48  # of the text whose attention is drawn
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -70,7 +71,99 @@ def _sections(
   found: running.Running, seed: int, progress: session.Progress
 ) -> list[Any]:
   """Returns a section a claim, in reading order."""
+  from me_jax.analysis import diagnosis
+  from me_jax.plotting.sections import diversity
   from me_jax.plotting.sections import emergence
+  from me_jax.plotting.sections import rigidity
+  from me_jax.plotting.sections import sinks
 
-  del seed, progress  # For the claims that draw controls.
-  return [emergence.section(found.report)]
+  report = found.report
+  diagnosed = diagnosis.diagnose(
+    found.model,
+    found.params,
+    found.batch,
+    progress=functools.partial(progress.step, 'diagnosing'),
+  )
+  return [
+    emergence.section(report),
+    _cause(found, seed, progress),
+    rigidity.section(diagnosed, report),
+    sinks.section(diagnosed, report, _maps(found)),
+    diversity.section(diagnosed, report),
+    _interventions(found, seed, progress),
+  ]
+
+
+def _cause(
+  found: running.Running, seed: int, progress: session.Progress
+) -> Any:
+  """Returns the section on who makes the ME Layer write."""
+  from me_jax.analysis import attribution
+  from me_jax.analysis import factorial
+  from me_jax.analysis import prefixes
+  from me_jax.analysis import token_states
+  from me_jax.plotting.sections import cause
+
+  what = 'asking for the cause'
+  progress.step(what, 0, 3)
+  model = found.model, found.params
+  chosen = prefixes.select(found.batch, found.report)
+  states = token_states.capture(*model, chosen, found.report)
+  share_LF = token_states.contributions(*model, states)
+  progress.step(what, 1, 3)
+  attributed = attribution.attribute(
+    *model,
+    found.report,
+    states,
+    writers=token_states.writers(found.report, share_LF),
+    seed=seed,
+  )
+  progress.step(what, 2, 3)
+  tried = factorial.run(
+    *model, found.report, states, share_LF=share_LF, seed=seed
+  )
+  progress.step(what, 3, 3)
+  return cause.section(found.report, attributed, tried)
+
+
+def _interventions(
+  found: running.Running, seed: int, progress: session.Progress
+) -> Any:
+  """Returns the section on what the model loses without them."""
+  from me_jax.analysis import interventions as interventions_lib
+  from me_jax.plotting.sections import interventions
+
+  what = 'taking massive activations away'
+  progress.step(what, 0, 1)
+  tried = interventions_lib.run(
+    found.model, found.params, found.batch, found.report, seed=seed
+  )
+  progress.step(what, 1, 1)
+  return interventions.section(tried)
+
+
+def _maps(found: running.Running) -> Any:
+  """Returns attention maps of one text around the emergence span."""
+  from me_jax.analysis import attention_maps
+  from me_jax.analysis import prefixes
+  from me_jax.plotting.sections import where as where_lib
+
+  where = where_lib.where(found.report)
+  if where is None or not len(where.after):
+    return None
+  positions = found.report.position_by_text
+  texts = prefixes.texts_of(found.batch, found.report)
+  massive = [x for x in range(len(texts)) if positions[x] >= 0]
+  # The longest that a reader can still make out.
+  fitting = [x for x in massive if len(texts[x]) <= _MAP_TOKENS]
+  text = max(fitting or massive, key=lambda x: len(texts[x]))
+  stop = max(_MAP_TOKENS, int(positions[text]) + 1)
+  first, middle = where.after[0], where.after[len(where.after) // 2]
+  layers = {max(where.mark - 1, 0), where.mark, int(first), int(middle)}
+  return attention_maps.attention_maps(
+    found.model,
+    found.params,
+    texts[text][:stop],
+    sorted(layers),
+    int(positions[text]),
+  )
