@@ -64,7 +64,7 @@ def _verdict(factorial: factorial_lib.Factorial) -> str:
   random = np.mean([u.raw.neurons.value for u in factorial.of_kind('random')])
   # Neurons that any others could stand for are not what writes.
   neurons = matters(raw.neurons) and raw.neurons.value <= 2 * random
-  count = matters(raw.norm) + neurons
+  count = int(matters(raw.norm)) + int(neurons)
   return ('does not hold', 'in part', 'holds')[count]
 
 
