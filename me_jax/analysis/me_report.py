@@ -223,19 +223,27 @@ class MEReport:
         'min': spread.min(),
     } if self.span else None  # fmt: skip
     values['layer_from_one'] = None if self.layer is None else self.layer + 1
-    return _plain(values)
+    return plain(values)
 
 
-def _plain(value: Any) -> Any:
-  """Turns named tuples into objects and arrays into lists of short floats."""
+def plain(value: Any) -> Any:
+  """Returns what JSON can hold.
+
+  Args:
+    value: of named tuples, dicts, lists, arrays, numbers and strings.
+
+  Returns:
+    The same with objects for named tuples, keys in lower case, lists for
+    arrays, floats of six digits, and None for what is not finite.
+  """
   if isinstance(value, np.ndarray):
     value = value.tolist()
   if hasattr(value, '_asdict'):
     value = value._asdict()
   if isinstance(value, dict):
-    return {str(key).lower(): _plain(item) for key, item in value.items()}
+    return {str(key).lower(): plain(item) for key, item in value.items()}
   if isinstance(value, (list, tuple)):
-    return [_plain(item) for item in value]
+    return [plain(item) for item in value]
   if isinstance(value, np.generic):
     value = value.item()
   if isinstance(value, float):

@@ -26,8 +26,9 @@ class Series:
     y: `[n]`.
     x: `[n]`; None counts from 0.
     role: chooses the colour.
-    style: how it is drawn.
-    low: `[n]`, lower edge of a band around `y` (an interval, a range).
+    style: how it is drawn; `steps` is a line that stays level around each x.
+    low: `[n]`, lower edge of a band around `y` (an interval, a range); of bars
+      and points it is the lower end of a whisker.
     high: `[n]`, its upper edge.
     hover: `[n]`, what the page says of each point, besides x and y.
   """
@@ -36,7 +37,7 @@ class Series:
   y: np.ndarray
   x: np.ndarray | None = None
   role: Role = 'plain'
-  style: Literal['line', 'dashed', 'bars', 'points'] = 'line'
+  style: Literal['line', 'dashed', 'bars', 'points', 'steps'] = 'line'
   low: np.ndarray | None = None
   high: np.ndarray | None = None
   hover: Sequence[str] | None = None
@@ -54,7 +55,9 @@ class Chart:
     log_y: whether y is logarithmic; values that are not positive are left out.
     y_range: of the axis; None fits the data.
     marks: x values with a vertical line in the ME Layer's colour.
+    mark_label: what the marks are, in the legend.
     categories: names of x = 0, 1, ... where x counts things without an order.
+    bars: where bars at one x stand; histograms are best `overlaid`.
   """
 
   title: str
@@ -64,7 +67,9 @@ class Chart:
   log_y: bool = False
   y_range: tuple[float, float] | None = None
   marks: tuple[float, ...] = ()
+  mark_label: str = 'ME Layer'
   categories: tuple[str, ...] = ()
+  bars: Literal['beside', 'stacked', 'overlaid'] = 'beside'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -80,7 +85,10 @@ class Heatmap:
     value_range: of the colour scale; None fits the data.
     log: whether colours are logarithmic.
     origin: where row 0 is, `upper` (attention maps) or `lower`.
-    marks: rows with a line in the ME Layer's colour.
+    marks: rows that are framed in the ME Layer's colour.
+    column_marks: columns that are.
+    x_names: of the columns, where they have names (tokens, for example).
+    y_names: of the rows.
   """
 
   title: str
@@ -92,6 +100,9 @@ class Heatmap:
   log: bool = False
   origin: Literal['upper', 'lower'] = 'lower'
   marks: tuple[float, ...] = ()
+  column_marks: tuple[float, ...] = ()
+  x_names: tuple[str, ...] = ()
+  y_names: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What each analysis found, as sections of a report."""
+"""Sections of the report, one file a claim: results become words and figures."""

@@ -195,4 +195,4 @@ def _numbers(found: interventions_lib.Interventions) -> dict:
     'mean': values_K.mean(axis=0) if values_K.size else [],
     'std': values_K.std(axis=0) if values_K.size else [],
   }
-  return me_report._plain(values)
+  return me_report.plain(values)
