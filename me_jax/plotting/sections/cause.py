@@ -64,7 +64,7 @@ def _verdict(factorial: factorial_lib.Factorial) -> str:
   random = np.mean([u.raw.neurons.value for u in factorial.of_kind('random')])
   # Neurons that any others could stand for are not what writes.
   neurons = matters(raw.neurons) and raw.neurons.value <= 2 * random
-  count = matters(raw.norm) + neurons
+  count = int(matters(raw.norm)) + int(neurons)
   return ('does not hold', 'in part', 'holds')[count]
 
 
@@ -113,6 +113,7 @@ def _finding(
     else f"The norm's gain is {norm:.3g} for the massive token and "
     f'{plain_norm:.3g} for ordinary ones.',
   ]
+  said += _scale(report, attribution, factorial)
   table = attribution.dominating
   if len(table.index_I):
     said.append(
@@ -138,6 +139,28 @@ def _finding(
       'intervals say little.'
     )
   return said
+
+
+def _scale(
+  report: me_report.MEReport,
+  attribution: attribution_lib.Attribution,
+  factorial: factorial_lib.Factorial,
+) -> list[str]:
+  """Says whether earlier layers scaled the token down more."""
+  scale_L = attribution.scale_GSL[_MASSIVE, _MEAN]
+  here = max(_where(report), key=lambda layer: scale_L[layer])
+  if factorial.after or not here:
+    return []
+  least = int(scale_L[:here].argmin())
+  ratio = scale_L[least] / scale_L[here]
+  if ratio > 0.5:
+    return []
+  return [
+    f'Its scale counts, squared: 1 / rms of the massive token is '
+    f'{scale_L[here]:.3g} there and was {scale_L[least]:.3g} at layer {least}, '
+    f'where a quadratic form of the token would be {ratio**2:.1%} as large; '
+    'layers in between made its state small again.'
+  ]
 
 
 def _count(neurons: int) -> str:

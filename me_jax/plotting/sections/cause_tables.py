@@ -128,7 +128,7 @@ def numbers(
     f'top_{count}': groups(attribution.energy_GSLE[..., i])
     for i, count in enumerate((1, 5, 10))
   }
-  return me_report._plain(
+  return me_report.plain(
     {
       'attribution': {
         'massive': attribution.massive,

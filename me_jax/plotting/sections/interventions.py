@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from me_jax.analysis import interventions as interventions_lib
@@ -104,43 +106,55 @@ def _control(found: interventions_lib.Interventions) -> str:
   )
 
 
-def _figures(
-  found: interventions_lib.Interventions,
-) -> tuple[spec.Figure, ...]:
-  if not found.tested:
-    return ()
-  count = len(found.conditions)
+def _chart(
+  title: str, conditions: Sequence[interventions_lib.Condition]
+) -> spec.Chart:
+  """Draws what some conditions add to the loss."""
   series = []
   for label, role, control in (
     ('massive activations', 'massive', False),
     ('control', 'control', True),
   ):
-    rows = np.array(
-      [
-        c.increase if c.control == control else (np.nan,) * 3
-        for c in found.conditions
-      ]
-    )
+    places = [i for i, c in enumerate(conditions) if c.control == control]
+    rows = np.array([conditions[i].increase for i in places]).reshape(-1, 3)
     series.append(
       spec.Series(
         label=label,
-        x=np.arange(count, dtype=float),
+        x=np.array(places, float),
         y=rows[:, 0],
         low=rows[:, 1],
         high=rows[:, 2],
         role=role,
         style='bars',
-        hover=[c.edited for c in found.conditions],
+        hover=[conditions[i].edited for i in places],
       )
     )
+  return spec.Chart(
+    title=title,
+    series=tuple(series),
+    x_label='',
+    y_label='nats per token',
+    categories=tuple(_NAMES[c.name] for c in conditions),
+    # No two stand at one place.
+    bars='overlaid',
+  )
+
+
+def _figures(
+  found: interventions_lib.Interventions,
+) -> tuple[spec.Figure, ...]:
+  if not found.tested:
+    return ()
+  small = [c for c in found.conditions if c.control or c.name == 'mean']
   return (
     spec.Figure(
       name='interventions-loss',
       title='Loss without the massive activations',
       caption=(
         f'Increase of the loss over the stock model on {found.tokens} tokens of '
-        f'{found.texts} texts; whiskers are 95 % bootstrap intervals over texts.'
-        ' Green: controls.'
+        f'{found.texts} texts; whiskers are 95 % bootstrap intervals over texts. '
+        'Green: controls. Right: what is too small to see on the left, on a '
+        'scale of its own.'
       ),
       alt='; '.join(
         f'{_NAMES[c.name]} {c.increase.value:+.3g} nats per token'
@@ -148,15 +162,9 @@ def _figures(
       )
       + '.',
       panels=(
-        spec.Chart(
-          title='loss added',
-          series=tuple(series),
-          x_label='',
-          y_label='nats per token',
-          categories=tuple(_NAMES[c.name] for c in found.conditions),
-        ),
+        _chart('loss added', found.conditions),
+        _chart('the mean and the controls, enlarged', small),
       ),
-      columns=1,
     ),
   )
 
@@ -195,4 +203,4 @@ def _numbers(found: interventions_lib.Interventions) -> dict:
     'mean': values_K.mean(axis=0) if values_K.size else [],
     'std': values_K.std(axis=0) if values_K.size else [],
   }
-  return me_report._plain(values)
+  return me_report.plain(values)

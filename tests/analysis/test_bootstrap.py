@@ -1,0 +1,37 @@
+"""Means with intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from me_jax.analysis import bootstrap
+
+
+def test_the_interval_is_that_of_the_mean():
+  values = np.random.default_rng(0).normal(3.0, 2.0, 400)
+  found = bootstrap.weighted_mean(values)
+  assert found.value == pytest.approx(values.mean())
+  half = 1.96 * values.std() / 20
+  assert found.high - found.value == pytest.approx(half, rel=0.1)
+  assert found.value - found.low == pytest.approx(half, rel=0.1)
+
+
+def test_weights_are_numbers_of_tokens():
+  found = bootstrap.weighted_mean(np.array([1.0, 4.0]), np.array([3.0, 1.0]))
+  assert found.value == pytest.approx(1.75)
+  assert (found.low, found.high) == (1.0, 4.0)
+
+
+def test_one_text_and_none():
+  assert bootstrap.weighted_mean(np.array([2.0])) == (2.0, 2.0, 2.0)
+  assert np.isnan(bootstrap.weighted_mean(np.zeros(0))).all()
+  assert np.isnan(bootstrap.weighted_mean(np.ones(2), np.zeros(2))).all()
+
+
+def test_the_same_seed_gives_the_same():
+  values = np.arange(9.0)
+  assert bootstrap.weighted_mean(values) == bootstrap.weighted_mean(values)
+  assert bootstrap.weighted_mean(values) != bootstrap.weighted_mean(
+    values, seed=1
+  )

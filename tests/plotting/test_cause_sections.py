@@ -1,0 +1,146 @@
+"""The sections on cause and interventions, for every verdict and family."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+import me_jax
+from me_jax.analysis import attribution
+from me_jax.analysis import bootstrap
+from me_jax.analysis import factorial
+from me_jax.analysis import interventions
+from me_jax.analysis import prefixes
+from me_jax.analysis import token_states
+from me_jax.plotting import spec
+from me_jax.plotting.sections import cause
+from me_jax.plotting.sections import interventions as interventions_section
+from tests.support import planted
+from tests.support.planted import Plant
+
+CASES = {
+  'single': [Plant(4, 7, 9, 3500.0), Plant(4, 2, 9, 1500.0)],
+  'multi-step': [Plant(3, 7, 9, 2000.0), Plant(4, 2, 9, 3000.0, read=9)],
+  'gradual': [Plant(1, 7, 9, 800.0)]
+  + [Plant(i, 7, 9, 800.0, read=9) for i in range(2, 7)],
+  'embedding': [],
+  'none': [],
+}
+GEMMA = dict(
+  norm_placement='sandwich', norm_offset=1.0, norm_in_float32=True,
+  hidden_act='gelu_pytorch_tanh', embedding_scale=4.0, qk_norm='head',
+  attn_logit_softcapping=20.0, final_logit_softcapping=30.0,
+  sliding_window=6, layer_windowed=(True, False) * 4, tie_word_embeddings=True,
+)  # fmt: skip
+OLMO = dict(norm_placement='post', qk_norm='projection')
+
+
+def analyse(plants, **fields):
+  model, params = planted.build(plants, **fields)
+  batch = planted.batch()
+  report = me_jax.find_me_layer(model, params, batch)
+  chosen = prefixes.select(batch, report)
+  states = token_states.capture(model, params, chosen, report)
+  seen = attribution.attribute(model, params, report, states)
+  tried = factorial.run(model, params, report, states)
+  taken = interventions.run(model, params, batch, report)
+  return report, seen, tried, taken
+
+
+def check(section):
+  """A section is whole: it says something, draws it, and fits into JSON."""
+  assert section.finding and section.control and section.claim
+  json.dumps(section.numbers, allow_nan=False)
+  said = [section.finding, section.control]
+  for figure in section.figures:
+    said += [figure.caption, figure.alt, figure.title]
+    for panel in figure.panels:
+      assert isinstance(panel, spec.Chart) and panel.series
+      for series in panel.series:
+        count = len(panel.categories) or len(series.y)
+        assert len(series.y) <= count
+        for other in (series.low, series.high, series.x):
+          assert other is None or len(other) == len(series.y)
+  for table in section.tables:
+    assert table.rows
+    for row in table.rows:
+      assert len(row) == len(table.header)
+      assert all(isinstance(cell, str) for cell in row)
+      said += row
+  assert not any('nan' in text.split() or 'inf' in text for text in said)
+
+
+@pytest.mark.parametrize('verdict', CASES)
+def test_every_verdict_has_its_sections(verdict):
+  fields = {'bos_channel': 5000.0} if verdict == 'embedding' else {}
+  report, seen, tried, taken = analyse(CASES[verdict], **fields)
+  assert report.verdict == verdict
+  first = cause.section(report, seen, tried)
+  second = interventions_section.section(taken)
+  check(first)
+  check(second)
+  names = [figure.name for figure in first.figures]
+  if verdict in ('embedding', 'none'):
+    assert first.verdict == 'not tested'
+    assert names == ['cause-norm', 'cause-ffn']
+  else:
+    # The neurons write, and the weight of all norms is flat already.
+    assert first.verdict == 'in part'
+    assert names == ['cause-norm', 'cause-ffn', 'cause-factorial']
+    assert 'does not depend on the pattern' in first.finding
+  assert (second.verdict == 'not tested') == (verdict == 'none')
+
+
+@pytest.mark.parametrize('fields', [GEMMA, OLMO], ids=['gemma', 'olmo'])
+def test_other_families_have_them_too(fields):
+  report, seen, tried, taken = analyse([Plant(4, 7, 9, 4000.0)], **fields)
+  check(cause.section(report, seen, tried))
+  check(interventions_section.section(taken))
+
+
+def test_verdicts_follow_the_effects():
+  report, seen, tried, _ = analyse(CASES['single'])
+  strong = bootstrap.Estimate(-0.5, -0.6, -0.4)
+  unsure = bootstrap.Estimate(-0.5, -1.1, 0.1)
+  none = bootstrap.Estimate(0.0, -0.01, 0.01)
+  for norm, neurons, verdict in (
+    (strong, strong, 'holds'),
+    (none, strong, 'in part'),
+    (strong, none, 'in part'),
+    (unsure, none, 'does not hold'),
+  ):
+    unit = dataclasses.replace(
+      tried.units[0], raw=factorial.Effects(norm, neurons, none)
+    )
+    changed = dataclasses.replace(tried, units=(unit, *tried.units[1:]))
+    assert cause.section(report, seen, changed).verdict == verdict
+
+
+def test_verdicts_of_the_bias_test():
+  def made(zero, mean, control):
+    rows = [('zero', False, zero), ('mean', False, mean),
+            ('other_token', True, control)]  # fmt: skip
+    return interventions.Interventions(
+      tested=True, reason='', layer=4, channels=(9,),
+      values_XK=np.ones((6, 1)), super_weights=(), texts=6, left_out=0,
+      tokens=60, stock_loss=3.0,
+      conditions=tuple(
+        interventions.Condition(
+          name, is_control, name, 3 + value,
+          bootstrap.Estimate(value, value - 0.01, value + 0.01), 0.5,
+        )
+        for name, is_control, value in rows
+      ),
+    )  # fmt: skip
+
+  for values, verdict in (
+    ((8.0, 0.01, 0.0), 'holds'),
+    ((8.0, 4.0, 0.0), 'in part'),
+    ((0.3, 0.0, 0.0), 'in part'),
+    ((8.0, 0.0, 8.0), 'does not hold'),
+    ((0.0, 0.0, 0.0), 'does not hold'),
+  ):
+    assert interventions_section.section(made(*values)).verdict == verdict
