@@ -11,9 +11,12 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from me_jax import errors
+
+_SURROGATE = re.compile('[\ud800-\udfff]')
 
 
 def check_writable(path: pathlib.Path | None) -> None:
@@ -71,7 +74,9 @@ def write_text(path: pathlib.Path, text: str) -> None:
 
 def json_text(value: Any) -> str:
   """Returns a value as JSON for people and programs."""
-  return json.dumps(value, indent=1, ensure_ascii=False) + '\n'
+  text = json.dumps(value, indent=1, ensure_ascii=False) + '\n'
+  # Names of files need not be UTF-8; JSON can say it, UTF-8 cannot.
+  return _SURROGATE.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def write_json(path: pathlib.Path, value: Any) -> None:

@@ -33,8 +33,9 @@ def in_matplotlib(text: str) -> str:
 
 
 def in_plotly(text: str) -> str:
-  """Returns text in which plotly finds no tags and no variables."""
-  return html.escape(visible(text), quote=False).replace('%{', '%&#123;')
+  """Returns text in which plotly finds no tags, variables and formulas."""
+  text = html.escape(visible(text), quote=False)
+  return text.replace('%{', '%&#123;').replace('$', '&#36;')
 
 
 def in_html(text: str) -> str:
