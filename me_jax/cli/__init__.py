@@ -53,6 +53,8 @@ def entry() -> None:
   JAX takes half a second to take down what the end of the process frees, so
   the interpreter's own ending is left out; everything is written by then.
   """
+  # LAPACK's own threads and XLA's would wait for one another.
+  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
   status = main()
   sys.stderr.flush()
   os._exit(status)

@@ -88,7 +88,7 @@ def _sections(
     emergence.section(report),
     _cause(found, seed, progress),
     rigidity.section(diagnosed, report),
-    sinks.section(diagnosed, report, _maps(found)),
+    sinks.section(diagnosed, report, _maps(found, diagnosed.sinks)),
     diversity.section(diagnosed, report),
     _interventions(found, seed, progress),
   ]
@@ -142,8 +142,12 @@ def _interventions(
   return interventions.section(tried)
 
 
-def _maps(found: running.Running) -> Any:
-  """Returns attention maps of one text around the emergence span."""
+def _maps(found: running.Running, sinks: Any) -> Any:
+  """Returns attention maps of one text, before and after the emergence span.
+
+  Of the layer before it with the strongest sink, of the ME Layer, of the first
+  layer after and of one in the middle of the plateau.
+  """
   from me_jax.analysis import attention_maps
   from me_jax.analysis import prefixes
   from me_jax.plotting.sections import where as where_lib
@@ -159,7 +163,8 @@ def _maps(found: running.Running) -> Any:
   text = max(fitting or massive, key=lambda x: len(texts[x]))
   stop = max(_MAP_TOKENS, int(positions[text]) + 1)
   first, middle = where.after[0], where.after[len(where.after) // 2]
-  layers = {max(where.mark - 1, 0), where.mark, int(first), int(middle)}
+  early = sinks.attention.mean(axis=1)[: where.mark + 1].argmax()
+  layers = {int(early), where.mark, int(first), int(middle)}
   return attention_maps.attention_maps(
     found.model,
     found.params,
