@@ -35,7 +35,6 @@ def test_long_texts_weigh_more_in_every_draw():
   # Both ends are themselves drawn: a few hundredths apart.
   assert found.low == pytest.approx(low, abs=0.04)
   assert found.high == pytest.approx(high, abs=0.04)
-  assert high - low > 0.7
 
 
 def test_one_text_and_none():
