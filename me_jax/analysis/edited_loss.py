@@ -77,47 +77,27 @@ class _Channels:
     return value[..., context.operands['seen_channels']].astype(jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Texts:
-  """Texts in rows, and the model that is run on them.
+  """Texts in rows, and the model that is run on them; see `lay_out`.
 
   Attributes:
+    model: the decoder with its edit and its observer.
     batch: the texts, packed.
-    spans: where they stand.
+    rows: of a pass.
+    spans: where the texts stand.
     ids: of each text, in reading order.
     counted_BT: after which tokens there is one to predict.
-    count_X: how many those are in each text.
     channels_K: the channels that are looked at and, by default, set.
   """
 
-  def __init__(
-    self,
-    model: decoder.Decoder,
-    texts: Sequence[prefixes.Ids],
-    channels_K: np.ndarray,
-  ):
-    """Lays the texts out; the model's own edits and observers are replaced."""
-    self._model = model.clone(
-      sites=sites.Sites(observers=(_Channels(),), edits=(_SetChannels(),))
-    )
-    length = max(2 * _ROW, max(map(len, texts)))
-    self.batch = batch_lib.make_batch(
-      # Long ones first: fuller rows.
-      sorted(texts, key=len, reverse=True),
-      pack=True,
-      length=-(-length // _ROW) * _ROW,
-    )
-    rows, time = self.batch.tokens_BT.shape
-    most = max(1, _PASS // time)
-    # Passes of one size with as little padding as can be.
-    self._rows = -(-rows // -(-rows // most))
-    self.spans = batch_lib.text_spans(self.batch.segments_BT)
-    self.ids = [
-      tuple(self.batch.tokens_BT[row, start : start + length].tolist())
-      for row, start, length, _ in zip(*self.spans)
-    ]
-    self.counted_BT = next_token.targets(self.batch, model.config.bos_token_id)
-    self.count_X = self.per_text(self.counted_BT)
-    self.channels_K = channels_K.astype(np.int32)
+  model: decoder.Decoder
+  batch: batch_lib.Batch
+  rows: int
+  spans: batch_lib.TextSpans
+  ids: tuple[prefixes.Ids, ...]
+  counted_BT: np.ndarray
+  channels_K: np.ndarray
 
   def per_text(self, values_BT: np.ndarray) -> np.ndarray:
     """Sums over each text's predicted tokens, `[X]` float64."""
@@ -159,10 +139,10 @@ class Texts:
       values_K = np.zeros(width)
     count = len(channels_BTK)
     found, seen = [], []
-    for start in range(0, count, self._rows):
-      piece = passes.take_rows(self.batch, start, self._rows)
-      edited_BTK = channels_BTK[start : start + self._rows]
-      missing = self._rows - len(edited_BTK)
+    for start in range(0, count, self.rows):
+      piece = passes.take_rows(self.batch, start, self.rows)
+      edited_BTK = channels_BTK[start : start + self.rows]
+      missing = self.rows - len(edited_BTK)
       operands = {
         'edit_layer': np.int32(layer),
         'edit_channels': np.pad(
@@ -174,7 +154,7 @@ class Texts:
         'seen_channels': self.channels_K,
       }
       scores, observed = jax.device_get(
-        next_token.score(self._model, params, *piece, operands)
+        next_token.score(self.model, params, *piece, operands)
       )
       found.append(scores)
       seen.append(observed['channels'])
@@ -183,3 +163,41 @@ class Texts:
       np.concatenate([x['top'] for x in found])[:count],
       np.concatenate(seen, axis=1)[:, :count],
     )
+
+
+def lay_out(
+  model: decoder.Decoder,
+  texts: Sequence[prefixes.Ids],
+  channels_K: np.ndarray,
+) -> Texts:
+  """Packs texts into rows, the long ones first.
+
+  Args:
+    model: its own edits and observers are replaced.
+    texts: token ids; none empty.
+    channels_K: which channels it is about.
+  """
+  length = max(2 * _ROW, max(map(len, texts)))
+  batch = batch_lib.make_batch(
+    sorted(texts, key=len, reverse=True),
+    pack=True,
+    length=-(-length // _ROW) * _ROW,
+  )
+  count, time = batch.tokens_BT.shape
+  passes_needed = -(-count // max(1, _PASS // time))
+  spans = batch_lib.text_spans(batch.segments_BT)
+  return Texts(
+    model=model.clone(
+      sites=sites.Sites(observers=(_Channels(),), edits=(_SetChannels(),))
+    ),
+    batch=batch,
+    # Passes of one size, with as little padding as can be.
+    rows=-(-count // passes_needed),
+    spans=spans,
+    ids=tuple(
+      tuple(batch.tokens_BT[row, start : start + length].tolist())
+      for row, start, length, _ in zip(*spans)
+    ),
+    counted_BT=next_token.targets(batch, model.config.bos_token_id),
+    channels_K=channels_K.astype(np.int32),
+  )

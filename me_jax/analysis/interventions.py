@@ -139,9 +139,10 @@ def run(
     return _not_tested(report)
   chosen = _fitting(usable, max_tokens)
   channels_K = np.array([channel.index for channel in report.channels])
-  texts = edited_loss.Texts(model, chosen, channels_K)
+  texts = edited_loss.lay_out(model, chosen, channels_K)
   layer = report.span[-1] if report.span else report.plateau[0]
   stock = texts.score(params)
+  count_X = texts.per_text(texts.counted_BT)
   main_X = texts.spans.start + [position_of[ids] for ids in texts.ids]
   seen_BTK = stock.channels_LBTK[layer]
   values_XK = seen_BTK[texts.spans.row, main_X]
@@ -194,8 +195,8 @@ def run(
     super_weights=entries,
     texts=len(chosen),
     left_out=len(position_of) - len(chosen),
-    tokens=int(texts.count_X.sum()),
-    stock_loss=float(stock.loss_X.sum() / texts.count_X.sum()),
+    tokens=int(count_X.sum()),
+    stock_loss=float(stock.loss_X.sum() / count_X.sum()),
     conditions=tuple(_condition(texts, stock, *row) for row in plan),
   )
 
@@ -308,14 +309,15 @@ def _condition(
   scores: edited_loss.Scores,
 ) -> Condition:
   """Compares a run with the stock model's."""
-  total = texts.count_X.sum()
+  count_X = texts.per_text(texts.counted_BT)
+  total = count_X.sum()
   return Condition(
     name=name,
     control=control,
     edited=edited,
     loss=float(scores.loss_X.sum() / total),
     increase=bootstrap.weighted_mean(
-      (scores.loss_X - stock.loss_X) / texts.count_X, texts.count_X
+      (scores.loss_X - stock.loss_X) / count_X, count_X
     ),
     agreement=float(
       texts.per_text(scores.top_BT == stock.top_BT).sum() / total

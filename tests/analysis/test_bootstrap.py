@@ -23,6 +23,20 @@ def test_weights_are_numbers_of_tokens():
   assert (found.low, found.high) == (1.0, 4.0)
 
 
+def test_long_texts_weigh_more_in_every_draw():
+  random = np.random.default_rng(0)
+  values, weights = random.normal(size=40), np.repeat([1.0, 30.0], 20)
+  means = []
+  for _ in range(4000):
+    drawn = random.integers(0, 40, 40)
+    means.append(np.average(values[drawn], weights=weights[drawn]))
+  found = bootstrap.weighted_mean(values, weights)
+  low, high = np.quantile(means, [0.025, 0.975])
+  # Both ends are themselves drawn: a few hundredths apart.
+  assert found.low == pytest.approx(low, abs=0.04)
+  assert found.high == pytest.approx(high, abs=0.04)
+
+
 def test_one_text_and_none():
   assert bootstrap.weighted_mean(np.array([2.0])) == (2.0, 2.0, 2.0)
   assert np.isnan(bootstrap.weighted_mean(np.zeros(0))).all()

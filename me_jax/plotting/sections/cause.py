@@ -298,7 +298,8 @@ def _figures(
           f'What is left of the spike on {factorial.prefixes} distinct massive '
           'tokens. First: the ME Layer, with its writing neurons, with the next '
           'largest and with random ones. Then every layer, with as many of its '
-          'own largest neurons. Whiskers: smallest and largest over tokens.'
+          'own largest neurons (those of the emergence span are switched '
+          'together). Whiskers: smallest and largest over tokens.'
         ),
         alt=(
           f'Left of the spike: {a:.1%} with the norm flattened, {b:.1%} with the '
