@@ -100,7 +100,7 @@ def _series(
     'x': plotly_json.numbers(x_n[kept]),
     'y': plotly_json.numbers(y_n[kept]),
     'legendgroup': group,
-    'hovertemplate': '%{y:.4~g}',
+    'hovertemplate': '%{y:,.4~r}',
   }
   if series.hover is not None:
     trace['hovertext'] = [in_plotly(series.hover[i]) for i in kept]

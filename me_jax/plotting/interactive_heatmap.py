@@ -30,7 +30,7 @@ def draw(heatmap: spec.Heatmap) -> tuple[list, dict]:
   hover = [
     f'{in_plotly(heatmap.x_label)} %{{x}}',
     f'{in_plotly(heatmap.y_label)} %{{y}}',
-    f'{in_plotly(heatmap.value_label)} %{{z:.4~g}}<extra></extra>',
+    f'{in_plotly(heatmap.value_label)} %{{z:,.4~r}}<extra></extra>',
   ]
   trace: dict[str, Any] = {
     'type': 'heatmap',

@@ -30,7 +30,7 @@ def draw(ridges: spec.Ridges) -> tuple[list, dict]:
     z += [*plotly_json.numbers(value_D[shown]), None]
   hover = (
     'channel %{x}<br>layer %{y}<br>'
-    f'{in_plotly(ridges.value_label)} %{{z:.4~g}}'
+    f'{in_plotly(ridges.value_label)} %{{z:,.4~r}}'
   )
   data = [
     {

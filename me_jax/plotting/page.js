@@ -40,7 +40,7 @@
   // Where there is little width the camera steps back.
   const stepBack = (plot, panel) => {
     const {eye} = panel.layout.scene.camera;
-    const factor = Math.max(1, plot.clientHeight / plot.clientWidth / 0.75);
+    const factor = Math.max(1, plot.clientHeight / plot.clientWidth / 0.6);
     for (const axis of 'xyz') eye[axis] *= factor;
   };
 

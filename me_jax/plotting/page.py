@@ -208,8 +208,10 @@ def _table(table: spec.Table) -> str:
   )
   caption = in_html(table.caption)
   return (
+    # Apart from the table, which may be wider than the screen.
+    f'<p class="caption">{caption}</p>\n'
     f'<div class="scroll" role="region" tabindex="0" aria-label="{caption}">'
-    f'<table><caption>{caption}</caption><thead><tr>{head}</tr></thead>\n'
+    f'<table aria-label="{caption}"><thead><tr>{head}</tr></thead>\n'
     f'<tbody>{rows}</tbody></table></div>'
   )
 

@@ -29,6 +29,7 @@ _NAME = re.compile(r'[a-z][a-z0-9-]*')
 # Dots of the picture in the page for one of its CSS pixels, so that it is
 # sharp on paper; and colours that are enough for a figure.
 _SHARPNESS, _COLORS = 1.5, 128
+_WHITE = 249  # What is brighter becomes white.
 
 
 def check_target(folder: str | os.PathLike[str]) -> str:
@@ -130,10 +131,9 @@ def _draw(figure: spec.Figure, folder: pathlib.Path) -> page.Still:
   drawn.set_layout_engine('none')
   static.save(drawn, folder / f'{figure.name}.svg')
   with Image.open(png) as image:
-    # Median cut keeps white white; dots of two colours would grow the file.
-    small = image.convert('RGB').quantize(
-      _COLORS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE
-    )
+    # Octrees are four times as quick as cutting at medians, but grey the white.
+    small = image.convert('RGB').quantize(_COLORS, Image.Quantize.FASTOCTREE)
+  small.putpalette([255 if v > _WHITE else v for v in small.getpalette()])
   data = io.BytesIO()
   small.save(data, 'png')
   width, height = small.size

@@ -17,6 +17,8 @@ from matplotlib import figure as figure_lib
 from matplotlib import patches as patches_lib
 from matplotlib import rc_context
 from matplotlib import ticker
+from matplotlib.backends import backend_agg
+from matplotlib.backends import backend_svg
 import numpy as np
 
 from me_jax import files
@@ -38,12 +40,8 @@ _RIDGE_POINTS = 40_000
 _MOST_NAMES, _NAME = 40, 14
 # The same bytes for the same figure.
 _SAVED = {'svg.hashsalt': 'me_jax', 'svg.fonttype': 'path'}
-_OPTIONS = {
-  # Three times as quick as the default, a tenth larger.
-  'png': {'pil_kwargs': {'compress_level': 3}},
-  'svg': {'metadata': {'Date': None}},
-  'pdf': {'metadata': {'CreationDate': None, 'ModDate': None}},
-}
+# Suffixes that name a format.
+FORMATS = ('png', 'svg', 'pdf')
 
 
 def draw(figure: spec.Figure) -> figure_lib.Figure:
@@ -104,6 +102,9 @@ def save(
   """
   path = pathlib.Path(path)
   kind = path.suffix.lstrip('.') or 'png'
+  if kind not in FORMATS:
+    raise ValueError(f'{path} ends in none of {", ".join(FORMATS)}')
+  figure.set_dpi(dpi)
   with (
     files.whole(path) as partial,
     rc_context(_SAVED),
@@ -111,7 +112,19 @@ def save(
   ):
     # Tokens come in every script; what the font lacks is drawn as a box.
     warnings.filterwarnings('ignore', 'Glyph', UserWarning)
-    figure.savefig(partial, dpi=dpi, format=kind, **_OPTIONS.get(kind, {}))
+    # Unlike savefig, which draws everything twice.
+    if kind == 'png':
+      # A quick compression: a third of the time, a tenth larger.
+      canvas = backend_agg.FigureCanvasAgg(figure)
+      canvas.print_png(partial, pil_kwargs={'compress_level': 3})
+    elif kind == 'svg':
+      canvas = backend_svg.FigureCanvasSVG(figure)
+      canvas.print_svg(partial, metadata={'Date': None})
+    else:
+      from matplotlib.backends import backend_pdf
+
+      none = {'CreationDate': None, 'ModDate': None}
+      backend_pdf.FigureCanvasPdf(figure).print_pdf(partial, metadata=none)
 
 
 def _wrapped(text: str, characters: float) -> str:

@@ -137,30 +137,49 @@ def test_text_from_tokenizers_shows_as_text(solid):
   assert '<b>' not in dom and '<a href="https' not in dom
 
 
-def test_nothing_is_wider_than_a_phone(page, tmp_path):
-  # Chromium's window is never this narrow; a frame is.
-  (tmp_path / 'phone.html').write_text(
-    f"""<body><iframe style="width:320px;height:640px;border:0"
-    srcdoc="{html.escape(page.read_text('utf-8'))}"></iframe><script>
-    const look = () => {{
-      const root = document.querySelector('iframe').contentDocument
-        .documentElement;
-      if (root.dataset.drawn !== 'all') return setTimeout(look, 100);
-      document.body.dataset.width = root.scrollWidth;
-      document.body.dataset.problem = root.dataset.problem || 'none';
-      document.body.dataset.rows = getComputedStyle(
-        root.querySelector('#figure-bars .panels')
-      ).gridTemplateColumns.split(' ').length;
-    }};
-    look();
-    </script></body>""",
-    'utf-8',
+# Chromium's window is never as narrow as a phone; a frame is. What stands
+# beside the frame can look into it, and turn what is in it.
+FRAME = """<body><iframe style="width:320px;height:640px;border:0"
+srcdoc="{page}"></iframe><script>
+const look = async () => {{
+  const frame = document.querySelector('iframe');
+  const root = frame.contentDocument.documentElement;
+  if (root.dataset.drawn !== 'all') return setTimeout(look, 100);
+  const seen = document.body.dataset;
+  seen.width = root.scrollWidth;
+  seen.columns = getComputedStyle(root.querySelector('#figure-bars .panels'))
+    .gridTemplateColumns.split(' ').length;
+  const [one, other] = root.querySelectorAll('#figure-wide .plot');
+  const camera = {{eye: {{x: 2, y: 0.5, z: 0.25}}}};
+  await frame.contentWindow.Plotly.relayout(one, {{'scene.camera': camera}});
+  setTimeout(() => {{
+    seen.eye = JSON.stringify(other.layout.scene.camera.eye);
+    seen.problem = root.dataset.problem || 'none';
+  }}, 1000);
+}};
+look();
+</script></body>"""
+
+
+@pytest.fixture(scope='module', name='phone')
+def _phone(page, tmp_path_factory):
+  folder = tmp_path_factory.mktemp('phone')
+  frame = folder / 'frame.html'
+  frame.write_text(
+    FRAME.format(page=html.escape(page.read_text('utf-8'))), 'utf-8'
   )
-  dom, _ = browse(tmp_path / 'phone.html', tmp_path / 'p', *SOLID, '--dump-dom')
-  body = re.search('<body[^>]*>', dom)[0]
-  assert 'data-width="320"' in body, body
-  assert 'data-problem="none"' in body
-  assert 'data-rows="1"' in body, 'panels stand below each other'
+  dom, _ = browse(frame, folder / 'profile', *SOLID, '--dump-dom')
+  return html.unescape(re.search('<body[^>]*>', dom)[0])
+
+
+def test_nothing_is_wider_than_a_phone(phone):
+  assert 'data-width="320"' in phone, phone
+  assert 'data-columns="1"' in phone, 'panels stand below each other'
+
+
+def test_what_is_compared_turns_together(phone):
+  assert 'data-eye="{"x":2,"y":0.5,"z":0.25}"' in phone, phone
+  assert 'data-problem="none"' in phone
 
 
 def test_paper_gets_the_pictures(page, tmp_path):
