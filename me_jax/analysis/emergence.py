@@ -107,6 +107,7 @@ def find_me_layer(
     tokens=_tokens(trace, spell),
     position_by_text=trace.position_X,
     plateau=plateau if found else None,
+    plateau_mean=trace.token.plateau_XD.mean(axis=0),
     peak=_peak(trace),
     agreement={
       name: _agreement(trace, jump_LX, mask) for name, mask in groups.items()
@@ -115,6 +116,7 @@ def find_me_layer(
     massive_texts=int(trace.massive_X.sum()),
     norm=_mean(trace.token.norm_ZX),
     others=trace.others_Z,
+    median=_mean(trace.median_LX[:, trace.used_X]),
     profile=trace.token.profile_ZD,
     provenance=_provenance(model),
   )

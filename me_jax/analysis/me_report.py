@@ -142,12 +142,16 @@ class MEReport:
     position_by_text: `[X]`, index within its text of the massive token that
       the numbers are about, -1 in a text that has none.
     plateau: first and last layer that put the plateau out; None without one.
+    plateau_mean: `[D]`, the massive tokens' plateau state, averaged over texts;
+      of first tokens where none is massive.
     peak: the largest activation.
     agreement: by kind of text (`with_bos`, `without_bos`).
     texts: number of texts.
     massive_texts: number of texts that hold massive activations.
     norm: `[Z]`, mean norm of the massive token's state.
     others: `[Z]`, median norm of tokens that are not massive.
+    median: `[L]`, median |x| of each layer's output within a text, averaged
+      over the texts that the numbers are about.
     profile: `[Z, D]`, mean |x| of the massive token.
     provenance: how the numbers were made.
   """
@@ -164,12 +168,14 @@ class MEReport:
   tokens: tuple[MassiveToken, ...]
   position_by_text: np.ndarray
   plateau: tuple[int, int] | None
+  plateau_mean: np.ndarray
   peak: Peak
   agreement: dict[str, Agreement]
   texts: int
   massive_texts: int
   norm: np.ndarray
   others: np.ndarray
+  median: np.ndarray
   profile: np.ndarray
   provenance: dict[str, Any]
 
@@ -204,14 +210,15 @@ class MEReport:
   def to_json(self) -> dict[str, Any]:
     """Returns the report as plain values, floats to six digits.
 
-    The keys are the attributes' names. Profiles and `position_by_text` are left
-    out for their size; `share_by_text` becomes its mean, spread and smallest
-    value, `span_share`.
+    The keys are the attributes' names. Profiles, `plateau_mean` and
+    `position_by_text` are left out for their size; `share_by_text` becomes its
+    mean, spread and smallest value, `span_share`.
     """
+    large = ('profile', 'plateau_mean', 'share_by_text', 'position_by_text')
     values = {
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
-      if field.name not in ('profile', 'share_by_text', 'position_by_text')
+      if field.name not in large
     }
     control = self.control._asdict()
     del control['profile']

@@ -130,6 +130,10 @@ class Attention(nn.Module):
     q_BTKGH = q_BTKGH * float((config.query_pre_attn_scalar or dim) ** -0.5)
     observed = self.is_mutable_collection('intermediates')
     needs_probs = self.sites.touches('attn_probs', reading=observed)
+    if time == 1 and not needs_probs:
+      # One token sees itself alone, whatever its query and key: under jit
+      # neither is computed.
+      return jnp.repeat(v_BSKH, heads // kv_heads, axis=2)
     starts = chunk_starts(time, self.chunk)
     outs, measured = [], {}
     for start in starts:

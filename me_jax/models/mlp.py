@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from me_jax.models import config as config_lib
 from me_jax.models import sites as sites_lib
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
   'silu': nn.silu,
   'gelu_pytorch_tanh': lambda x: nn.gelu(x, approximate=True),
 }
@@ -70,7 +70,7 @@ class GatedMlp(nn.Module):
     width = config.intermediate_size
     gate_BTF = dense(width, ('embed', 'mlp'), name='gate_proj', **kwargs)(h_BTD)
     up_BTF = dense(width, ('embed', 'mlp'), name='up_proj', **kwargs)(h_BTD)
-    act_BTF = _ACTIVATIONS[config.hidden_act](gate_BTF) * up_BTF
+    act_BTF = ACTIVATIONS[config.hidden_act](gate_BTF) * up_BTF
     act_BTF = nn.with_logical_constraint(act_BTF, ('batch', 'time', 'act_mlp'))
     act_BTF = self.sites.visit(self, 'ffn_act', act_BTF, context)
     return dense(

@@ -6,6 +6,7 @@ Letters: L layers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -63,3 +64,38 @@ def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
   layers = [params[f'layers_{i}'] for i in range(count)]
   stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
   return rest | {'layers': stacked}
+
+
+def first_layers(
+  model: decoder.Decoder, params: Mapping[str, Any], count: int
+) -> tuple[decoder.Decoder, dict[str, Any]]:
+  """Returns the model that ends after some layers, and its parameters.
+
+  Its `resid` is what layer `count - 1` puts out; its final norm and head see
+  that and mean nothing.
+
+  Args:
+    model: the scanned decoder.
+    params: its tree.
+    count: layers to keep, from the first.
+
+  Raises:
+    MeJaxError: the model has fewer layers, or they are not stacked.
+  """
+  config = model.config
+  if not 1 <= count <= config.num_hidden_layers:
+    raise errors.MeJaxError(
+      f'cannot keep {count} of {config.num_hidden_layers} layers.'
+    )
+  if 'layers' not in params:
+    raise errors.MeJaxError('the parameter tree holds no stacked layers.')
+  if count == config.num_hidden_layers:
+    return model, dict(params)
+  config = dataclasses.replace(
+    config,
+    num_hidden_layers=count,
+    layer_windowed=config.layer_windowed[:count],
+    rope_layers=config.rope_layers[:count],
+  )
+  layers = jax.tree.map(lambda leaf: leaf[:count], params['layers'])
+  return model.clone(config=config), {**params, 'layers': layers}

@@ -248,6 +248,19 @@ def test_the_compiled_pass_is_traced_once_per_shape():
     assert report.layer == 4
 
 
+def test_the_plateau_and_the_medians_are_those_of_the_texts_used():
+  report = find([Plant(4, 7, SPIKE, 5000.0)])
+  mean_D = report.plateau_mean
+  assert mean_D[SPIKE] == pytest.approx(report.channels[0].value)
+  assert np.linalg.norm(mean_D) == pytest.approx(report.norm.max(), rel=0.02)
+  # Random embeddings of size 0.5: the median of |x| is two thirds of that.
+  np.testing.assert_allclose(report.median, 0.34, atol=0.05)
+  assert report.peak.value / report.peak.ratio == pytest.approx(
+    report.median[report.peak.layer], rel=0.1
+  )
+  assert 'plateau_mean' not in report.to_json()
+
+
 def test_json_is_plain_and_complete():
   report = find([Plant(4, 7, SPIKE, 5000.0)])
   values = json.loads(json.dumps(report.to_json()))

@@ -201,6 +201,31 @@ def test_attention_chunks_do_not_change_the_result(chunk):
   np.testing.assert_allclose(parts.logits, whole, atol=1e-5)
 
 
+def test_a_text_of_one_token_is_the_first_of_a_longer_one():
+  """One token takes no softmax; reading the probabilities takes the long way."""
+  model, params = planted.build([], attention_bias=True, qk_norm='head')
+  tokens_BT = jnp.array([[5, 6], [7, 8]])
+  run = lambda model, tokens_BT, **kwargs: jax.jit(  # noqa: E731
+    functools.partial(model.apply, **kwargs)
+  )({'params': params}, tokens_BT)
+  first = run(model, tokens_BT).resid[:, :1]
+  alone = run(model, tokens_BT[:, :1]).resid
+  np.testing.assert_allclose(alone, first, atol=1e-6)
+
+  @dataclasses.dataclass(frozen=True)
+  class Read:
+    site: str = 'attn_probs'
+    name: str = 'probs'
+
+    def __call__(self, value, context):
+      return value
+
+  reading = model.clone(sites=sites.Sites(observers=(Read(),)))
+  output, state = run(reading, tokens_BT[:, :1], mutable='intermediates')
+  np.testing.assert_allclose(output.resid, alone, atol=1e-6)
+  assert (sites.read(state)['probs'] == 1).all()
+
+
 @pytest.mark.parametrize(
   'remat', [k for k in decoder.REMAT_POLICIES if k != 'none']
 )
