@@ -17,6 +17,7 @@ control for each claim, and writes a page that opens in any browser, offline:
 report.html, with report.json for every number and the figures as SVG and PNG."""
 
 _OUT = 'explain'
+_VOCABULARY = 4096
 _MOST = 10**9
 _MAP_TOKENS = 48  # of the text whose attention is drawn
 
@@ -30,6 +31,15 @@ def define(flags: absl_flags.FlagValues) -> None:
     _OUT,
     'the folder to write. An earlier report in it is replaced when the new one '
     'is complete; a folder that holds anything else stays as it is.',
+    flag_values=flags,
+  )
+  absl_flags.DEFINE_integer(
+    'vocabulary',
+    _VOCABULARY,
+    'how many tokens, drawn at random, are run alone to see which of them '
+    'spike; 0 runs all there are, which takes a while.',
+    lower_bound=0,
+    upper_bound=_MOST,
     flag_values=flags,
   )
   absl_flags.DEFINE_integer(
@@ -50,7 +60,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   checkpoint, prompts = running.read(flags)
   with session.progress() as progress:
     found = running.find(flags, checkpoint, prompts, progress)
-    sections = _sections(found, flags.seed, progress)
+    sections = _sections(found, checkpoint, flags, progress)
     report = found.report
     page = report_lib.write(
       flags.out,
@@ -68,7 +78,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 
 def _sections(
-  found: running.Running, seed: int, progress: session.Progress
+  found: running.Running, checkpoint: Any, flags: Any, progress: session.Progress
 ) -> list[Any]:
   """Returns a section a claim, in reading order."""
   from me_jax.analysis import diagnosis
@@ -86,12 +96,53 @@ def _sections(
   )
   return [
     emergence.section(report),
-    _cause(found, seed, progress),
+    _cause(found, flags.seed, progress),
+    _screen(found, flags.seed, progress),
+    _vocabulary(found, checkpoint, flags, progress),
     rigidity.section(diagnosed, report),
     sinks.section(diagnosed, report, _maps(found, diagnosed.sinks)),
     diversity.section(diagnosed, report),
-    _interventions(found, seed, progress),
+    _interventions(found, flags.seed, progress),
   ]
+
+
+def _screen(
+  found: running.Running, seed: int, progress: session.Progress
+) -> Any:
+  """Returns the section on what the weights alone predict."""
+  from me_jax.analysis import screen as screen_lib
+  from me_jax.plotting.sections import screen
+
+  screened = screen_lib.screen(
+    found.model,
+    found.params,
+    seed=seed,
+    progress=functools.partial(progress.step, 'screening the weights'),
+  )
+  return screen.section(screened, found.report)
+
+
+def _vocabulary(
+  found: running.Running, checkpoint: Any, flags: Any, progress: session.Progress
+) -> Any:
+  """Returns the section on which tokens spike alone."""
+  from me_jax.analysis import vocabulary as vocabulary_lib
+  from me_jax.checkpoints import encoding
+  from me_jax.plotting.sections import vocabulary
+
+  tokenizer = checkpoint.load_tokenizer()
+  probed = vocabulary_lib.probe(
+    found.model,
+    found.params,
+    found.report,
+    sample=flags.vocabulary or None,
+    seed=flags.seed,
+    special_ids=tokenizer.all_special_ids,
+    progress=functools.partial(progress.step, 'running tokens alone'),
+  )
+  return vocabulary.section(
+    probed, functools.partial(encoding.spell, tokenizer)
+  )
 
 
 def _cause(
