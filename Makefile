@@ -29,7 +29,7 @@ endif
 
 help:
 	@echo "make setup   create $(VENV) and install me_jax with its default model"
-	@echo "make demo    find the ME Layer of that model; results in $(DEMO_OUT)"
+	@echo "make demo    find and explain the ME Layer of that model, in $(DEMO_OUT)"
 	@echo "make test    run the tests"
 	@echo "make lint    check style and format"
 	@echo "make bench   measure against PyTorch"
@@ -40,6 +40,7 @@ setup: $(VENV)/.setup
 
 demo: $(VENV)/.setup
 	@$(BIN)/me-jax find --out=$(DEMO_OUT)
+	@$(BIN)/me-jax explain --out=$(DEMO_OUT)/explain
 
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q tests
