@@ -97,16 +97,19 @@ def summary(values, split):
 
 @pytest.mark.parametrize('placement', FAMILIES)
 def test_every_number_equals_its_formula(placement):
-  model, params = planted.build(
-    [Plant(4, 7, 9, 5000.0), Plant(4, 2, 9, 3000.0)], **FAMILIES[placement]
-  )
+  amount = 5000.0 if placement == 'pre' else 0.03
+  plants = [Plant(4, 7, 9, amount), Plant(4, 2, 9, amount * 0.7)]
+  model, params = planted.build(plants, **FAMILIES[placement])
   random = np.random.default_rng(3)
   for name, norm in params['layers'].items():
     if 'weight' in norm:  # as the norms of trained models: no two alike
       noise = random.normal(0, 0.3, norm['weight'].shape)
       norm['weight'] = norm['weight'] + jnp.asarray(noise, jnp.float32)
       assert name.endswith('layernorm')
+  if placement != 'pre':
+    planted.let_through(params, plants)
   found, report, states = explain(model, params)
+  assert report.layer == 4 and len(found.dominating.index_I)
   split = found.prefixes
   assert found.ordinary == 48
   channels = [c.index for c in report.channels]
@@ -127,6 +130,14 @@ def test_every_number_equals_its_formula(placement):
     table, i = found.aligned, layer
     assert table.layer_I[i] == layer and table.index_I[i] == match.argmax()
     _same(table, i, int(match.argmax()), want, split)
+  for norm, got in (
+    (found.attn_norm, found.gamma_attn_LK), (found.norm, found.gamma_ffn_LK)
+  ):  # fmt: skip
+    weight = np.asarray(params['layers'][norm]['weight'], np.float64)
+    weight = np.abs(weight + model.config.norm_offset)
+    ratio = weight / np.median(weight, axis=1, keepdims=True)
+    assert channels
+    np.testing.assert_allclose(got, ratio[:, channels], rtol=1e-5)
   for table in (found.dominating, found.random):
     for i in range(len(table.index_I)):
       layer = int(table.layer_I[i])

@@ -156,9 +156,11 @@ def test_other_large_entries_are_drawn(made):
   layers = params['layers']
   mlp = {**layers['mlp'], 'down_proj': {'kernel': kernel}}
   changed = {**params, 'layers': {**layers, 'mlp': mlp}}
-  drawn = super_weights.like(changed, ordinary, 30, random)
+  drawn = super_weights.like(changed, ordinary, 400, random)
   size = super_weights.sizes(changed, drawn)
-  assert len(drawn) == 30 and (size >= 0.01).all() and (size <= 0.04).all()
+  assert len(drawn) == 400 and (size >= 0.01).all() and (size <= 0.04).all()
+  assert not any(n == 3 or channel == 3 for _, n, channel in drawn)
+  assert len({neuron for _, neuron, _ in drawn}) > 15, 'from all over'
 
 
 def test_the_order_and_the_layout_of_texts_do_not_matter(made, found):

@@ -40,6 +40,8 @@ OLMO = dict(norm_placement='post', qk_norm='projection')
 
 def analyse(plants, **fields):
   model, params = planted.build(plants, **fields)
+  if 'norm_placement' in fields:
+    planted.let_through(params, plants)
   batch = planted.batch()
   report = me_jax.find_me_layer(model, params, batch)
   chosen = prefixes.select(batch, report)
@@ -96,9 +98,12 @@ def test_every_verdict_has_its_sections(verdict):
 
 @pytest.mark.parametrize('fields', [GEMMA, OLMO], ids=['gemma', 'olmo'])
 def test_other_families_have_them_too(fields):
-  report, seen, tried, taken = analyse([Plant(4, 7, 9, 4000.0)], **fields)
-  check(cause.section(report, seen, tried))
+  report, seen, tried, taken = analyse([Plant(4, 7, 9, 0.03)], **fields)
+  assert report.verdict == 'single' and tried.tested and taken.tested
+  section = cause.section(report, seen, tried)
+  check(section)
   check(interventions_section.section(taken))
+  assert tried.after == ('norm after the FFN' in section.finding)
 
 
 def test_verdicts_follow_the_effects():

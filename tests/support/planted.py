@@ -113,3 +113,21 @@ VERDICTS = {
   + [Plant(i, 7, 9, 800.0, read=9) for i in range(2, 7)],
   'none': [],
 }
+
+
+def let_through(
+  params: dict, plants: Sequence[Plant], weight: float = 500.0
+) -> None:
+  """Makes the norm after an FFN multiply what plants wrote, in place.
+
+  Such a norm brings every token's write to one size. For an ordinary token to
+  have next to nothing in the plants' channel, amounts must be small (about
+  0.03), and no other neuron may write there.
+  """
+  layers = params['layers']
+  after = layers['post_feedforward_layernorm']
+  down = layers['mlp']['down_proj']
+  for layer, to in {(plant.layer, plant.to) for plant in plants}:
+    after['weight'] = after['weight'].at[layer, to].set(weight)
+    others = np.setdiff1d(np.arange(FFN), [plant.neuron for plant in plants])
+    down['kernel'] = down['kernel'].at[layer, others, to].set(0.0)
