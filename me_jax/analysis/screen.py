@@ -57,7 +57,7 @@ def screen(
   model: decoder.Decoder,
   params: decoder.Params,
   *,
-  top: int = 50,
+  top: int = 100,
   seed: int = 0,
   progress: Callable[[int, int], Any] | None = None,
 ) -> screen_report.Screen:

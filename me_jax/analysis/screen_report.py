@@ -133,8 +133,8 @@ class Screen:
     found = self.prediction
     if found is None:
       return (
-        'The weights name no single layer: no writer stands out from shuffled '
-        'weights.'
+        'The weights name no single layer: no writer reaches five times what '
+        'shuffled weights do.'
       )
     entry = found.entry
     how = 'predict' if found.clear else 'suggest, weakly,'
@@ -156,4 +156,4 @@ class Screen:
     if self.prediction is not None:
       values['prediction'] = vars(self.prediction)
     values['headline'] = self.headline()
-    return me_report._plain(values)
+    return me_report.plain(values)

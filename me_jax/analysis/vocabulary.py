@@ -32,7 +32,6 @@ from me_jax.analysis import vocabulary_report as report_lib
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
 
-COSINE = 0.9
 ROWS = 1024  # a pass, unless the caller says otherwise
 CONTROLS = 1024
 _FRONTS = 3  # massive tokens that controls are put behind
@@ -178,7 +177,7 @@ def _read(
       f'the model is not finite in {np.dtype(model.dtype).name}: use float32 '
       'or bfloat16, and check its parameters.'
     )
-  spikes_X = (peak_X > bound) & (cosine_X > COSINE)
+  spikes_X = (peak_X > bound) & (cosine_X > report_lib.COSINE)
   return report_lib.Readings(
     tokens_XT[:, -1], peak_X, projection_X, cosine_X, spikes_X
   )

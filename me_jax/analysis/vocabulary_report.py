@@ -13,6 +13,7 @@ import numpy as np
 
 from me_jax.analysis import me_report
 
+COSINE = 0.9  # with the plateau, at least, of a token that spikes
 _LISTED = 64  # ids in the JSON
 _Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
@@ -121,7 +122,7 @@ class VocabularyProbe:
     ]
     values['quiet'] = self.quiet[:_LISTED]
     values['quiet_count'] = len(self.quiet)
-    return me_report._plain(values)
+    return me_report.plain(values)
 
 
 def tally(spikes_X: np.ndarray, tokens: int) -> Tally:
