@@ -26,8 +26,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from me_jax import errors
+from me_jax.analysis import massive_tokens
 from me_jax.analysis import me_report
-from me_jax.analysis import trace as trace_lib
 from me_jax.analysis import vocabulary_report as report_lib
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
@@ -90,7 +90,7 @@ def probe(
     return _empty(report)
   last = report.span[-1]
   bound = max(
-    trace_lib.MASSIVE_VALUE, trace_lib.MASSIVE_RATIO * report.median[last]
+    massive_tokens.MASSIVE_VALUE, massive_tokens.MASSIVE_RATIO * report.median[last]
   )
   short, short_params = params_lib.first_layers(model, params, last + 1)
   run = functools.partial(
