@@ -40,8 +40,8 @@
   // Where there is little width the camera steps back.
   const stepBack = (plot, panel) => {
     const {eye} = panel.layout.scene.camera;
-    const factor = Math.max(1, plot.clientHeight / plot.clientWidth / 0.6);
-    for (const axis of 'xyz') eye[axis] *= factor;
+    const narrow = plot.clientWidth < 400;
+    for (const axis of 'xyz') eye[axis] *= narrow ? 1.5 : 1;
   };
 
   // Figures side by side are compared, so they turn together.

@@ -34,6 +34,11 @@ FLAGS = [
 SOLID = ['--use-angle=swiftshader', '--enable-unsafe-swiftshader']
 # What the browser says of its own speed.
 HINTS = 'GL Driver Message', 'Canvas2D: Multiple readback'
+# Headless browsers have no mouse, and without one there are no buttons.
+MOUSE = (
+  '--blink-settings=primaryHoverType=2,availableHoverTypes=2,'
+  'primaryPointerType=4,availablePointerTypes=4'
+)
 FLAT = ['--disable-3d-apis']
 SECTIONS = made.sections()
 ALL = [figure for section in SECTIONS for figure in section.figures]
@@ -73,7 +78,7 @@ def _page(tmp_path_factory):
 
 @pytest.fixture(scope='module', name='solid')
 def _solid(page, tmp_path_factory):
-  return browse(page, tmp_path_factory.mktemp('s'), *SOLID, '--dump-dom')
+  return browse(page, tmp_path_factory.mktemp('s'), *SOLID, MOUSE, '--dump-dom')
 
 
 @pytest.fixture(scope='module', name='flat')
@@ -122,6 +127,7 @@ def test_without_webgl_the_picture_stays(flat):
 
 def test_no_button_sends_the_data_away(solid):
   titles = set(re.findall('data-title="([^"]*)"', solid[0]))
+  assert len(titles) == 5 and 'Zoom' in titles
   assert not {title for title in titles if re.search('(?i)share|cloud', title)}
 
 

@@ -76,9 +76,10 @@ def test_values_that_a_logarithm_cannot_show_are_left_out():
 
 def test_bars_stand_beside_on_or_before_each_other():
   def boxes(how):
+    heights = [2.0, -1.0], [-3.0, -4.0], [5.0, 6.0]
     series = tuple(
-      spec.Series(label=str(i), y=y, style='bars')
-      for i, y in enumerate(([2.0, -1.0], [3.0, -4.0]))
+      spec.Series(label=str(i), y=np.array(y), style='bars')
+      for i, y in enumerate(heights)
     )
     chart = spec.Chart(
       title='', series=series, x_label='', y_label='', bars=how
@@ -91,14 +92,16 @@ def test_bars_stand_beside_on_or_before_each_other():
       (p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in patches
     ]
 
-  first, _, second, _ = boxes('beside')
-  assert first[0] + first[2] == pytest.approx(second[0])
-  first, below, second, further = boxes('stacked')
-  assert second[1] == 2.0 and second[3] == 3.0 and first[0] == second[0]
-  assert (below[1], below[3]) == (0.0, -1.0)
-  assert (further[1], further[3]) == (-1.0, -4.0)
-  first, _, second, _ = boxes('overlaid')
-  assert first[:3] == second[:3]
+  left, _, middle, _, right, _ = boxes('beside')
+  assert left[0] + left[2] == pytest.approx(middle[0])
+  assert middle[0] + middle[2] == pytest.approx(right[0])
+  one, two, three, four, five, six = boxes('stacked')
+  assert one[0] == three[0] == five[0]
+  # Up from zero and down from zero, each on its own kind.
+  assert [(b[1], b[3]) for b in (one, three, five)] == [(0, 2), (0, -3), (2, 5)]
+  assert [(b[1], b[3]) for b in (two, four, six)] == [(0, -1), (-1, -4), (0, 6)]
+  one, _, three, _, _, _ = boxes('overlaid')
+  assert one[:3] == three[:3]
 
 
 def test_intervals_reach_from_low_to_high():
@@ -123,7 +126,8 @@ def test_a_matrix_keeps_its_blanks_its_range_and_its_origin():
   )
   assert image.get_clim() == (0.0, 1.0)
   assert image.cmap.name == palette.HEAT
-  assert drawn.axes[0].get_ylim()[0] > drawn.axes[0].get_ylim()[1], 'upper'
+  assert drawn.axes[0].get_ylim() == (11.5, -0.5), 'upper'
+  assert drawn.axes[1].get_ylim() == (-0.5, 29.5), 'lower'
   assert len(drawn.axes[1].patches) == 2, (
     'a frame for the row, one for the column'
   )
