@@ -122,6 +122,13 @@ def test_verdicts_follow_the_effects():
     )
     changed = dataclasses.replace(tried, units=(unit, *tried.units[1:]))
     assert cause.section(report, seen, changed).verdict == verdict
+  # Any neurons would do as well: then it is not these that write.
+  same = [
+    dataclasses.replace(unit, raw=factorial.Effects(none, strong, none))
+    for unit in tried.units
+  ]
+  changed = dataclasses.replace(tried, units=tuple(same))
+  assert cause.section(report, seen, changed).verdict == 'does not hold'
 
 
 def test_verdicts_of_the_bias_test():
