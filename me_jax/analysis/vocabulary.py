@@ -90,7 +90,8 @@ def probe(
     return _empty(report)
   last = report.span[-1]
   bound = max(
-    massive_tokens.MASSIVE_VALUE, massive_tokens.MASSIVE_RATIO * report.median[last]
+    massive_tokens.MASSIVE_VALUE,
+    massive_tokens.MASSIVE_RATIO * report.median[last],
   )
   short, short_params = params_lib.first_layers(model, params, last + 1)
   run = functools.partial(

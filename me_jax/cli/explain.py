@@ -78,7 +78,10 @@ def run(flags: absl_flags.FlagValues) -> None:
 
 
 def _sections(
-  found: running.Running, checkpoint: Any, flags: Any, progress: session.Progress
+  found: running.Running,
+  checkpoint: Any,
+  flags: Any,
+  progress: session.Progress,
 ) -> list[Any]:
   """Returns a section a claim, in reading order."""
   from me_jax.analysis import diagnosis
@@ -123,7 +126,10 @@ def _screen(
 
 
 def _vocabulary(
-  found: running.Running, checkpoint: Any, flags: Any, progress: session.Progress
+  found: running.Running,
+  checkpoint: Any,
+  flags: Any,
+  progress: session.Progress,
 ) -> Any:
   """Returns the section on which tokens spike alone."""
   from me_jax.analysis import vocabulary as vocabulary_lib

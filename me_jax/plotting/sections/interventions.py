@@ -153,7 +153,7 @@ def _figures(
       caption=(
         f'Increase of the loss over the stock model on {found.tokens} tokens of '
         f'{found.texts} texts; whiskers are 95 % bootstrap intervals over texts. '
-        'Green: controls. Right: what is too small to see on the left, on a '
+        'Green: controls. Second: what is too small to see in the first, on a '
         'scale of its own.'
       ),
       alt='; '.join(

@@ -107,9 +107,9 @@ def _figures(
     name='sinks-layers',
     title='Attention to the massive token',
     caption=(
-      'Left: mean attention that later queries (and its own) give the token, '
+      'First: mean attention that later queries (and its own) give the token, '
       'over heads, with the range from the 10th to the 90th percentile of heads. '
-      f'Right: share of heads and texts where it exceeds {sinks.SINK} (sink '
+      f'Second: share of heads and texts where it exceeds {sinks.SINK} (sink '
       'rate), and share of later queries that attend to it most. Control: '
       'ordinary tokens of the same texts.'
     ),
@@ -163,7 +163,7 @@ def _figures(
     name='sinks-heads',
     title='Which heads, which positions',
     caption=(
-      'Left: mean attention to the massive token by layer and head. Right: mean '
+      'First: mean attention to the massive token by layer and head. Second: mean '
       f'attention by position among the first {sinks.WINDOW} tokens of a text, '
       'over heads: all other positions are the control.'
     ),
