@@ -140,7 +140,7 @@ def _summary(sections: Sequence[spec.Section]) -> str:
 
 def _section(section: spec.Section, stills: Mapping[str, Still]) -> str:
   said = (
-    ('What the paper says', section.claim),
+    ('The claim', section.claim),
     ('What was measured', section.finding),
     ('Control', section.control),
   )

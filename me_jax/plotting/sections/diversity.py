@@ -13,8 +13,8 @@ from me_jax.plotting import spec
 from me_jax.plotting.sections import where as where_lib
 
 _CLAIM = (
-  'A token that hardly varies, and that most heads look at, narrows what '
-  'attention works with.'
+  'A question beyond the paper: does a token that hardly varies, and that most '
+  'heads look at, narrow what attention works with?'
 )
 # Change of the effective rank that counts as one.
 _CHANGE = 0.05
