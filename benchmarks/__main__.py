@@ -146,6 +146,39 @@ def statistics(table: table_lib.Table, folder: str, cache: pathlib.Path):
       f'{shallow / 1e6:.1f} MB', deep / shallow, '<= 1.05')  # fmt: skip
 
 
+def diagnosing(table: table_lib.Table, folder: str, cache: pathlib.Path):
+  """Compares `diagnose`, and says what `diagnose` and `screen` take."""
+  rounds = []
+  for _ in range(3):
+    sides = [
+      run(['benchmarks.workers', f'{side}_diagnose', folder], cache)
+      for side in ('jax', 'torch')
+    ]
+    rates = [json.loads(side[2].splitlines()[-1])['rate'] for side in sides]
+    rounds.append((rates, [side[1] for side in sides]))
+  found = np.array(rounds)
+  (ours, theirs), (peak, other) = np.median(found, axis=0)
+  ratios = np.median(found[..., 0] / found[..., 1], axis=0)
+  row(table, 'diagnose, 8 x 512', f'{ours:.0f} tok/s', f'{theirs:.0f} tok/s',
+      ratios[0], '>= 4')  # fmt: skip
+  row(table, 'diagnose, peak memory', f'{peak:.0f} MB', f'{other:.0f} MB',
+      ratios[1], '<= 0.35')  # fmt: skip
+  row(table, 'diagnose, time of a forward pass, 1 x 1024', '', '',
+      work(cache, 'diagnose_overhead', folder), '<= 1.5')  # fmt: skip
+  few, many = (
+    run(['benchmarks.workers', 'diagnose_texts', folder, count], cache)[1]
+    for count in ('16', '256')
+  )
+  row(table, 'diagnose, peak memory, 256 against 16 texts', f'{many:.0f} MB',
+      f'{few:.0f} MB', many / few, '<= 1.05')  # fmt: skip
+  shallow, deep = work(cache, 'diagnose_depth', folder).values()
+  row(table, 'diagnose, temporary memory, 64 against 8 layers',
+      f'{deep / 1e6:.1f} MB', f'{shallow / 1e6:.1f} MB', deep / shallow,
+      '<= 1.05')  # fmt: skip
+  seconds = work(cache, 'screen', folder)
+  row(table, 'screen, seconds', f'{seconds:.2f} s', '', seconds, '<= 5')
+
+
 def row(table, what: str, ours: str, other: str, ratio: float, bar: str):
   """Adds one line, marked where it misses its bar; '' is no bar."""
   sign, bound = bar.split() if bar else ('>=', '0')
@@ -168,6 +201,7 @@ def main() -> None:
     loading(table, str(folder), scratch / 'warm')
     forward(table, str(folder), scratch / 'warm')
     statistics(table, str(folder), scratch / 'warm')
+    diagnosing(table, str(folder), scratch / 'warm')
   console_lib.Console(width=110).print(table)
   print(f'{os.cpu_count()} cores, {platform.machine()}, '
         f'Python {platform.python_version()}')  # fmt: skip

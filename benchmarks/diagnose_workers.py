@@ -1,4 +1,4 @@
-"""Workers that measure `diagnose`, and its peer in PyTorch.
+"""Workers that measure `diagnose` and `screen`, and the peer in PyTorch.
 
 The peer is what people write: Hugging Face with `output_hidden_states` and
 `output_attentions`, reductions afterwards, singular values for the entropies.
@@ -175,10 +175,22 @@ def diagnose_depth(folder: str) -> dict[str, int]:
   return {'8 layers': sizes[8], '64 layers': sizes[64]}
 
 
+def screen(folder: str) -> float:
+  """Returns the seconds of screening the weights, compiling included."""
+  import me_jax
+  from me_jax.analysis import screen as screen_lib
+
+  lm = me_jax.load(folder)
+  start = time.perf_counter()
+  screen_lib.screen(lm.model, lm.params)
+  return time.perf_counter() - start
+
+
 WORKERS = (
   jax_diagnose,
   torch_diagnose,
   diagnose_overhead,
   diagnose_texts,
   diagnose_depth,
+  screen,
 )
