@@ -27,6 +27,7 @@ import numpy as np
 from me_jax.analysis import layer_view
 from me_jax.analysis import me_report
 from me_jax.analysis import token_states
+from me_jax.models import block
 from me_jax.models import decoder
 
 MASSIVE, ORDINARY = range(2)
@@ -217,7 +218,7 @@ def norm_names(placement: str) -> tuple[str, str]:
   """
   if placement == 'post':
     return 'post_feedforward_layernorm', 'post_attention_layernorm'
-  return decoder.FFN_NORMS[placement], 'input_layernorm'
+  return block.FFN_NORMS[placement], 'input_layernorm'
 
 
 def summarise(values: np.ndarray, split: int) -> np.ndarray:

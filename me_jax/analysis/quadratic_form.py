@@ -35,6 +35,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from me_jax.models import block as block_lib
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
 from me_jax.models import mlp
@@ -110,7 +111,7 @@ def read(
     return block[norm]['weight'] + config.norm_offset
 
   ffn = block['mlp']
-  before_D1 = weight(decoder.FFN_NORMS[config.norm_placement])[:, None]
+  before_D1 = weight(block_lib.FFN_NORMS[config.norm_placement])[:, None]
   normed = config.norm_placement != 'pre'
   rows = Rows(
     gate=ffn['gate_proj']['kernel'] * before_D1,

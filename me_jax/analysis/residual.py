@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from me_jax.analysis import observers
+from me_jax.models import block
 from me_jax.models import decoder
 from me_jax.models import mlp
 from me_jax.models import norms
@@ -196,7 +197,7 @@ def neuron_shares(
     module = norms.for_config(config, **dtypes)
     return module.apply({'params': blocks[name]}, x_XD)
 
-  h_XD = norm(decoder.FFN_NORMS[config.norm_placement], mid_XD)
+  h_XD = norm(block.FFN_NORMS[config.norm_placement], mid_XD)
   act = observers.Whole('ffn_act', 'act')
   context = sites.SiteContext(layer, jnp.ones((1, len(h_XD)), jnp.int32), {})
   with jax.default_matmul_precision('highest'):

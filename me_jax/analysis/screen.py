@@ -43,6 +43,7 @@ from me_jax.analysis import emergence
 from me_jax.analysis import quadratic_form
 from me_jax.analysis import screen_layer
 from me_jax.analysis import screen_report
+from me_jax.models import block
 from me_jax.models import decoder
 
 # What a prediction must reach to be called one, and a clear one. Shuffled and
@@ -232,7 +233,7 @@ def _muting(
   model: decoder.Decoder, params: decoder.Params, entry: screen_report.Entry
 ) -> dict[str, float]:
   """Says whether later norms shut out the channel, as they need not."""
-  name = decoder.FFN_NORMS[model.config.norm_placement]
+  name = block.FFN_NORMS[model.config.norm_placement]
   end = entry.eraser_layer or model.config.num_hidden_layers
   if name is None or end <= entry.layer + 1:
     return {'muted': float('nan'), 'muted_usual': float('nan')}

@@ -9,7 +9,8 @@ layers stacked on a leading axis:
   layers/{input,post_attention}_layernorm/weight [L, D]
 
 Kernels are `[in, out]`, the transpose of Hugging Face's. Families with other
-norms have `pre_feedforward_layernorm` and `post_feedforward_layernorm` too.
+norms have `pre_feedforward_layernorm` and `post_feedforward_layernorm` too. A
+mitigated model has a few small leaves more, see `sink.py`.
 
 Letters: B batch, T time, L layers, D model width, R half the rotated dims, V
 vocabulary.
@@ -26,11 +27,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from me_jax.models import attention
+from me_jax.models import block as block_lib
+from me_jax.models import cache as cache_lib
 from me_jax.models import config as config_lib
-from me_jax.models import mlp
 from me_jax.models import norms
 from me_jax.models import rope
+from me_jax.models import sink
 from me_jax.models import sites as sites_lib
 
 Params = Mapping[str, Any]
@@ -41,37 +43,6 @@ REMAT_POLICIES = {
   'dots': jax.checkpoint_policies.dots_saveable,
   'dots_no_batch': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
-
-# The norm between the residual stream and the FFN, by norm placement.
-FFN_NORMS = {
-  'pre': 'post_attention_layernorm',
-  'sandwich': 'pre_feedforward_layernorm',
-  'post': None,
-}
-
-
-@struct.dataclass
-class LayerInputs:
-  """What differs between layers besides parameters; scanned, `[L]` each."""
-
-  index: jax.Array
-  windowed: jax.Array
-  rotated: jax.Array
-
-
-@struct.dataclass
-class Shared:
-  """What all layers of one call share.
-
-  Attributes:
-    segments_BT: int32, 0 for padding, else the number of the text.
-    tables: cosines and sines `[B, T, R]`: of full, then of windowed layers.
-    operands: of observers and edits.
-  """
-
-  segments_BT: jax.Array
-  tables: tuple[tuple[jax.Array, jax.Array], ...]
-  operands: Mapping[str, jax.Array]
 
 
 @struct.dataclass
@@ -88,99 +59,7 @@ class Output:
   logits: jax.Array
   resid: jax.Array
   hidden: jax.Array
-  cache: Any = None
-
-
-class Block(nn.Module):
-  """One decoder layer; attributes as in `Decoder`."""
-
-  config: config_lib.ModelConfig
-  sites: sites_lib.Sites
-  dtype: jnp.dtype
-  param_dtype: jnp.dtype
-  residual_dtype: jnp.dtype
-  attention_chunk: int
-
-  @nn.compact
-  def __call__(
-    self,
-    carry: tuple[jax.Array, dict[str, jax.Array]],
-    layer: LayerInputs,
-    shared: Shared,
-  ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], None]:
-    """Advances the residual stream `[B, T, D]` and the captures by a layer."""
-    x_BTD, buffers = carry
-    context = sites_lib.SiteContext(
-      layer.index, shared.segments_BT, shared.operands
-    )
-    site = functools.partial(self._site, context)
-    placement = self.config.norm_placement
-
-    x_BTD = site('resid_pre', x_BTD)
-    h_BTD = x_BTD.astype(self.dtype)
-    if placement != 'post':
-      h_BTD = self._norm('input_layernorm')(x_BTD)
-    h_BTD = site('attn_in', h_BTD)
-    cos_BTR, sin_BTR = self._rotary(layer, shared)
-    a_BTD = attention.Attention(
-      self.config,
-      self.sites,
-      self.dtype,
-      self.param_dtype,
-      self.attention_chunk,
-      name='self_attn',
-    )(h_BTD, cos_BTR, sin_BTR, layer.windowed, context)
-    if placement != 'pre':
-      a_BTD = self._norm('post_attention_layernorm')(a_BTD)
-    a_BTD = site('attn_out', a_BTD)
-    x_BTD = x_BTD + a_BTD.astype(self.residual_dtype)
-
-    x_BTD = site('resid_mid', x_BTD)
-    h_BTD = x_BTD.astype(self.dtype)
-    if ffn_norm := FFN_NORMS[placement]:
-      h_BTD = self._norm(ffn_norm)(x_BTD)
-    h_BTD = site('ffn_in', h_BTD)
-    y_BTD = mlp.GatedMlp(
-      self.config, self.sites, self.dtype, self.param_dtype, name='mlp'
-    )(h_BTD, context)
-    if placement != 'pre':
-      y_BTD = self._norm('post_feedforward_layernorm')(y_BTD)
-    y_BTD = site('ffn_out', y_BTD)
-    x_BTD = x_BTD + y_BTD.astype(self.residual_dtype)
-    x_BTD = site('resid_post', x_BTD)
-
-    if buffers:
-      captures = {capture.name: capture for capture in self.sites.captures}
-      buffers = {
-        name: captures[name].store(buffer, context.captured[name], context)
-        for name, buffer in buffers.items()
-      }
-    return (x_BTD, buffers), None
-
-  def _site(
-    self, context: sites_lib.SiteContext, name: str, value: jax.Array
-  ) -> jax.Array:
-    value = nn.with_logical_constraint(value, ('batch', 'time', 'act_embed'))
-    return self.sites.visit(self, name, value, context)
-
-  def _norm(self, name: str) -> norms.RMSNorm:
-    return norms.for_config(
-      self.config, self.dtype, self.param_dtype, name=name
-    )
-
-  def _rotary(
-    self, layer: LayerInputs, shared: Shared
-  ) -> tuple[jax.Array, jax.Array]:
-    """Picks this layer's cosines and sines."""
-    cos_BTR, sin_BTR = shared.tables[0]
-    if len(shared.tables) > 1:
-      local_cos_BTR, local_sin_BTR = shared.tables[1]
-      cos_BTR = jnp.where(layer.windowed, local_cos_BTR, cos_BTR)
-      sin_BTR = jnp.where(layer.windowed, local_sin_BTR, sin_BTR)
-    if self.config.rope_layers:
-      cos_BTR = jnp.where(layer.rotated, cos_BTR, 1.0)
-      sin_BTR = jnp.where(layer.rotated, sin_BTR, 0.0)
-    return cos_BTR, sin_BTR
+  cache: cache_lib.Cache | None = None
 
 
 class Decoder(nn.Module):
@@ -214,6 +93,7 @@ class Decoder(nn.Module):
     tokens_BT: jax.Array,
     segments_BT: jax.Array | None = None,
     operands: Mapping[str, jax.Array] | None = None,
+    cache: cache_lib.Cache | None = None,
   ) -> Output:
     """Runs the model.
 
@@ -225,6 +105,9 @@ class Decoder(nn.Module):
         means one text a row without padding. Positions restart in each text
         and attention never crosses texts.
       operands: arrays that observers and edits ask for, by name.
+      cache: keys and values. An empty one (`cache.empty`) is filled with a
+        prompt a row; with a started one the tokens go on where each row ends,
+        and rows of segment 0 stand still.
 
     Returns:
       The logits and the final state. Under jit, what is not used of them is
@@ -246,7 +129,7 @@ class Decoder(nn.Module):
 
     x_BTD = embed(config, embed_tokens.embedding, tokens_BT, self.dtype)
     x_BTD = x_BTD.astype(self.residual_dtype)
-    x_BTD = self._layers(x_BTD, segments_BT, operands)
+    x_BTD, cache = self._layers(x_BTD, segments_BT, operands, cache)
     hidden_BTD = norms.for_config(
       config, self.dtype, self.param_dtype, name='norm'
     )(x_BTD)
@@ -274,36 +157,51 @@ class Decoder(nn.Module):
     logits_BTV = nn.with_logical_constraint(
       logits_BTV, ('batch', 'time', 'act_vocab')
     )
-    return Output(logits=logits_BTV, resid=x_BTD, hidden=hidden_BTD)
+    return Output(logits_BTV, x_BTD, hidden_BTD, cache)
 
   def _layers(
     self,
     x_BTD: jax.Array,
     segments_BT: jax.Array,
     operands: Mapping[str, jax.Array],
-  ) -> jax.Array:
+    cache: cache_lib.Cache | None,
+  ) -> tuple[jax.Array, cache_lib.Cache | None]:
     """Runs all blocks on the residual stream, scanned or unrolled."""
     config = self.config
     positions_BT = text_positions(segments_BT)
     lengths_BT = text_lengths(segments_BT)
+    decoding = cache is not None and cache.started
+    if cache is not None:
+      cache, positions_BT, lengths_BT = cache.admit(segments_BT)
     ropes = [config.rope] + ([config.rope_local] if config.rope_local else [])
-    shared = Shared(
+    shared = block_lib.Shared(
       segments_BT,
+      positions_BT,
       tuple(
         rope.tables(r, config.head_dim, positions_BT, lengths_BT) for r in ropes
       ),
       operands,
     )
     count = config.num_hidden_layers
-    layers = LayerInputs(
+    bound_L = self._optional(sink.BOUND)
+    layers = block_lib.LayerInputs(
       jnp.arange(count),
       jnp.asarray(config.layer_windowed or (False,) * count),
       jnp.asarray(config.rope_layers or (True,) * count),
+      bound_L,
     )
-    block = Block
+    marked_BT = None
+    if not decoding:
+      marked_BT = sink.marked_from_start(
+        positions_BT,
+        segments_BT,
+        self._optional(sink.POSITIONS),
+        by_size=bound_L is not None,
+      )
+    block = block_lib.Block
     if self.remat != 'none':
       policy = REMAT_POLICIES[self.remat]
-      block = nn.remat(Block, policy=policy, prevent_cse=not self.scanned)
+      block = nn.remat(block, policy=policy, prevent_cse=not self.scanned)
     attributes = (
       config,
       self.sites,
@@ -312,7 +210,8 @@ class Decoder(nn.Module):
       self.residual_dtype,
       self.attention_chunk,
     )
-    carry = (x_BTD, self._buffers(segments_BT, operands))
+    buffers = self._buffers(segments_BT, operands)
+    carry = block_lib.Carry(x_BTD, buffers, marked_BT, cache)
     if self.scanned:
       scan = nn.scan(
         block,
@@ -328,10 +227,18 @@ class Decoder(nn.Module):
       for i in range(count):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
         carry, _ = block(*attributes, name=f'layers_{i}')(carry, layer, shared)
-    x_BTD, buffers = carry
-    for name, buffer in buffers.items():
+    for name, buffer in carry.buffers.items():
       sites_lib.sow(self, name, buffer)
-    return x_BTD
+    cache = carry.cache
+    if cache is not None:
+      cache = cache.advanced(segments_BT.shape[1])
+    return carry.x_BTD, cache
+
+  def _optional(self, name: str) -> jax.Array | None:
+    """Returns a leaf that the tree may lack."""
+    if not self.has_variable('params', name):
+      return None
+    return self.get_variable('params', name)
 
   def _buffers(
     self, segments_BT: jax.Array, operands: Mapping[str, jax.Array]

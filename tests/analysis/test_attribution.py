@@ -16,7 +16,7 @@ from me_jax.analysis import layer_view
 from me_jax.analysis import prefixes
 from me_jax.analysis import token_states
 from me_jax.models import batch as batch_lib
-from me_jax.models import decoder
+from me_jax.models import block
 from tests.support import planted
 from tests.support.planted import Plant
 
@@ -269,4 +269,4 @@ def test_names_of_norms():
   assert attribution.norm_names('post') == (
     'post_feedforward_layernorm', 'post_attention_layernorm'
   )  # fmt: skip
-  assert set(decoder.FFN_NORMS) == {'pre', 'post', 'sandwich'}
+  assert set(block.FFN_NORMS) == {'pre', 'post', 'sandwich'}
