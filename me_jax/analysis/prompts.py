@@ -11,6 +11,14 @@ from me_jax import errors
 
 Prompt = str | list[dict[str, str]]
 
+# A row with both is a chat of a question and its answer.
+_PAIRS = (
+  ('question', 'answer'),
+  ('problem', 'solution'),
+  ('prompt', 'response'),
+  ('instruction', 'output'),
+)
+
 
 def builtin() -> list[Prompt]:
   """Returns 24 short prompts: prose, code, maths, chats, other languages."""
@@ -23,7 +31,9 @@ def read(path: str | os.PathLike[str]) -> list[Prompt]:
 
   Args:
     path: `.jsonl`, with an object a line that has `text` or `prompt` (a
-      string) or `messages` (a chat); or plain text, a prompt a line.
+      string), `messages` (a chat), or a question and its answer, which become
+      one (`question` and `answer`, `problem` and `solution`, `prompt` and
+      `response`, `instruction` and `output`); or plain text, a prompt a line.
 
   Returns:
     Strings and chats, in order.
@@ -64,7 +74,7 @@ def _rows(text: str, path: str) -> list[Prompt]:
     if not prompt or (isinstance(prompt, str) and not prompt.strip()):
       raise errors.MeJaxError(
         f'{path}, line {number}: needs a text that is not empty under "text", '
-        '"prompt" or "messages".'
+        '"prompt" or "messages", or a pair such as "question" and "answer".'
       )
     prompts.append(prompt)
   return prompts
@@ -85,5 +95,12 @@ def _prompt(row: Any) -> Prompt | None:
       for message in messages
     )
     return messages if sound else None
+  for question, answer in _PAIRS:
+    pair = row.get(question), row.get(answer)
+    if all(isinstance(part, str) and part.strip() for part in pair):
+      roles = ('user', 'assistant')
+      return [
+        {'role': role, 'content': part} for role, part in zip(roles, pair)
+      ]
   text = row.get('text', row.get('prompt'))
   return text if isinstance(text, str) else None

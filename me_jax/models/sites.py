@@ -257,7 +257,7 @@ def read(state: Mapping[str, Any]) -> dict[str, jax.Array]:
         into[key] = value
 
   per_layer: dict[int, dict[str, Any]] = {}
-  for key, value in state['intermediates'].items():
+  for key, value in state.get('intermediates', {}).items():
     if key.startswith('layers_'):
       walk(value, per_layer.setdefault(int(key.removeprefix('layers_')), {}))
     else:

@@ -1,0 +1,1 @@
+"""Relaxes massive activations: WeMask without training, and what it costs."""
