@@ -1,0 +1,1 @@
+"""How rigid massive tokens are relaxed, and what that costs."""
