@@ -70,7 +70,7 @@ class Carry:
 
   Attributes:
     x_BTD: the residual stream.
-    buffers: of `sites.Capture`, by name.
+    buffers: of `sites.Capture` and its like, by name.
     marked_BT: tokens whose attention input is scaled; None in a step of
       decoding, where none is.
     cache: keys and values; None without a cache.
@@ -99,7 +99,7 @@ class Block(nn.Module):
     """Advances the residual stream `[B, T, D]` and the rest by a layer."""
     x_BTD, marked_BT = carry.x_BTD, carry.marked_BT
     context = sites_lib.SiteContext(
-      layer.index, shared.segments_BT, shared.operands
+      layer.index, shared.segments_BT, shared.operands, marked_BT
     )
     site = functools.partial(self._site, context)
     placement = self.config.norm_placement
@@ -108,6 +108,7 @@ class Block(nn.Module):
     h_BTD = x_BTD.astype(self.dtype)
     if placement != 'post':
       h_BTD = self._norm('input_layernorm')(x_BTD)
+    h_BTD = site('attn_unscaled', h_BTD)
     if marked_BT is not None and self.has_variable('params', sink.SCALE):
       scale_D = self.get_variable('params', sink.SCALE)
       h_BTD = sink.scaled(h_BTD, scale_D, marked_BT)

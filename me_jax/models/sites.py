@@ -5,7 +5,8 @@ of small frozen dataclasses meet them there:
 
 * An *observer* reads: it reduces the value inside the scanned block, and what
   it returns is stacked over layers. `Capture` is the observer that reduces
-  nothing and therefore keeps chosen layers only.
+  nothing and therefore keeps chosen layers only, in a buffer that goes from
+  layer to layer; any observer with its methods `start` and `store` has one.
 * An *edit* writes: it returns the value that the block goes on with.
 
 Both see a `SiteContext`, whose layer index and operands are traced arrays: a
@@ -34,6 +35,7 @@ import jax.numpy as jnp
 # In the order in which a block computes them. `[B, T, D]` unless noted.
 SITES = (
   'resid_pre',  # the residual stream as the block receives it
+  'attn_unscaled',  # `attn_in` before the mitigation acts, see `sink.py`
   'attn_in',  # what the query, key and value projections receive
   'attn_probs',  # [B, N, T, S] in chunks of queries, see `Sites.measure`
   'attn_out',  # what attention adds to the residual stream
@@ -53,6 +55,8 @@ class SiteContext:
     layer: int32 scalar, traced; the index of the block being run.
     segments_BT: int32, 0 for padding, else the number of the text.
     operands: arrays given at call time, by name.
+    marked_BT: bool, the tokens whose attention input the mitigation scales in
+      this block, if there is a scale; None in a step of decoding.
     query_start: index of the first query in a chunk of `attn_probs`.
     captured: values put aside by `Capture` in this block.
   """
@@ -60,6 +64,7 @@ class SiteContext:
   layer: jax.Array
   segments_BT: jax.Array
   operands: Mapping[str, jax.Array]
+  marked_BT: jax.Array | None = None
   query_start: int = struct.field(pytree_node=False, default=0)
   captured: dict[str, jax.Array] = struct.field(
     pytree_node=False, default_factory=dict
@@ -162,8 +167,8 @@ class Sites:
 
   @property
   def captures(self) -> tuple[Capture, ...]:
-    """The observers that keep whole values."""
-    return tuple(o for o in self.observers if isinstance(o, Capture))
+    """The observers with a buffer: `Capture` and what has its methods."""
+    return tuple(o for o in self.observers if hasattr(o, 'store'))
 
   def touches(self, site: str, *, reading: bool) -> bool:
     """Whether anyone writes the site, or reads it while `reading`."""
@@ -210,7 +215,7 @@ class Sites:
     for observer in self.observers:
       if observer.name not in measured:
         continue
-      if isinstance(observer, Capture):
+      if hasattr(observer, 'store'):
         context.captured[observer.name] = measured[observer.name]
       else:
         sow(module, observer.name, measured[observer.name])
