@@ -54,7 +54,8 @@ class SiteContext:
     segments_BT: int32, 0 for padding, else the number of the text.
     operands: arrays given at call time, by name.
     query_start: index of the first query in a chunk of `attn_probs`.
-    captured: values put aside by `Capture` in this block.
+    captured: values put aside in this block, by `Capture` or by an edit for an
+      observer of its own.
   """
 
   layer: jax.Array

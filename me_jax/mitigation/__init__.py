@@ -1,0 +1,1 @@
+"""How massive tokens are relaxed: the leaves of `models/sink.py`, filled."""
