@@ -58,7 +58,8 @@ class SiteContext:
     marked_BT: bool, the tokens whose attention input the mitigation scales in
       this block, if there is a scale; None in a step of decoding.
     query_start: index of the first query in a chunk of `attn_probs`.
-    captured: values put aside by `Capture` in this block.
+    captured: values put aside in this block, by `Capture` or by an edit for an
+      observer of its own.
   """
 
   layer: jax.Array
