@@ -17,7 +17,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import dataclasses
 import functools
-import math
 import operator
 from typing import Any
 
@@ -41,7 +40,8 @@ class _ChooseAndMask:
   """Scales the channels that are largest, and puts the choice aside.
 
   Operands: `mask_layers` bool `[L]`, `mask_count` int32 and `mask_keep`
-  float32, the factor; `weight` float32 `[B]`, each row's share of the texts.
+  float32 `[L]`, the factors; `weight` float32 `[B]`, each row's share of the
+  texts.
   """
 
   site: str = 'attn_in'
@@ -54,7 +54,8 @@ class _ChooseAndMask:
     here = operands['mask_layers'][context.layer]
     masked_D = here & largest(score_D, operands['mask_count'])
     context.captured[_Chosen.name] = masked_D
-    scale_D = jnp.where(masked_D, operands['mask_keep'], 1.0)
+    keep = operands['mask_keep'][context.layer]
+    scale_D = jnp.where(masked_D, keep, 1.0)
     return sink.scaled(value, scale_D, context.segments_BT > 0)
 
 
@@ -76,7 +77,7 @@ def select(
   batch: batch_lib.Batch,
   layers: Sequence[int],
   count: int,
-  strength: float = 1.0,
+  strength: float | Sequence[float] = 1.0,
 ) -> np.ndarray:
   """Chooses the channels with the largest |attn_in| at the first token.
 
@@ -87,8 +88,8 @@ def select(
     batch: the texts, each weighing the same however often its start occurs.
     layers: which are masked, from 0.
     count: channels of each.
-    strength: of the mask, 0 to 1; what is chosen is multiplied by 1 - strength
-      before the next layer is looked at.
+    strength: of the mask, 0 to 1, one for all or one a layer; what is chosen is
+      multiplied by 1 - strength before the next layer is looked at.
 
   Returns:
     `[L, D]` bool, `count` channels in each of `layers` and none elsewhere. Of
@@ -99,7 +100,9 @@ def select(
       `MOST_STARTS` different tokens; a layer, the count or the strength is
       impossible; or a first token's states are not finite.
   """
+  strength_L = np.zeros(model.config.num_hidden_layers)
   layers = check_mask(model.config, layers, count, strength)
+  strength_L[list(layers)] = strength
   tokens_BT, segments_BT = batch_lib.check_batch(model.config, batch)
   spans = batch_lib.text_spans(segments_BT)
   starts_B, times_B = np.unique(
@@ -115,7 +118,7 @@ def select(
   operands = {
     'mask_layers': mask_layers,
     'mask_count': np.int32(count),
-    'mask_keep': np.float32(1.0 - strength),
+    'mask_keep': (1.0 - strength_L).astype(np.float32),
     'weight': (times_B / times_B.sum()).astype(np.float32),
   }
   own = dataclasses.replace(
@@ -152,7 +155,7 @@ def check_mask(
   config: config_lib.ModelConfig,
   layers: Sequence[int],
   count: int,
-  strength: float,
+  strength: float | Sequence[float],
 ) -> tuple[int, ...]:
   """Returns the layers, each once and in order, after looking a mask over.
 
@@ -171,9 +174,15 @@ def check_mask(
     raise errors.MeJaxError(
       f'cannot mask {count} channels: the model has {config.hidden_size}.'
     )
-  if not (math.isfinite(strength) and 0 <= strength <= 1):
+  strengths = np.atleast_1d(np.asarray(strength, float))
+  if not ((strengths >= 0) & (strengths <= 1)).all():
     raise errors.MeJaxError(
       f'the strength of a mask is {strength}; it goes from 0 to 1.'
+    )
+  if len(strengths) not in (1, len(layers)):
+    raise errors.MeJaxError(
+      f'{len(strengths)} strengths for {len(layers)} layers: give one for all,'
+      ' or one for each.'
     )
   return tuple(layers)
 

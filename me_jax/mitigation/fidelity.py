@@ -97,7 +97,7 @@ def kl(
   found = []
   for start in range(0, count, rows):
     piece = passes.take_rows(batch, start, rows)
-    found.append(jax.device_get(_compare(model, params_a, params_b, *piece)))
+    found.append(jax.device_get(compare(model, params_a, params_b, *piece)))
     if progress:
       progress(min(start + rows, count), count)
   spans = batch_lib.text_spans(batch.segments_BT)
@@ -117,7 +117,7 @@ def kl(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _compare(
+def compare(
   model: decoder.Decoder,
   params_a: decoder.Params,
   params_b: decoder.Params,

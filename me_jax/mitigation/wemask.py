@@ -40,7 +40,7 @@ class Recipe:
     layers: which layers are masked.
     tokens: `first`, `massive`, or positions in the text.
     count: channels of a layer.
-    strength: how much of them is taken away, 1 all.
+    strength: how much of them is taken away in each of the layers, 1 all.
     seed: of `random`.
     me_layer: of the model, for `me_weight`.
     after_layer: tokens are found massive in its output, for `massive`.
@@ -51,7 +51,7 @@ class Recipe:
   layers: tuple[int, ...]
   tokens: str | tuple[int, ...]
   count: int
-  strength: float
+  strength: tuple[float, ...]
   seed: int
   me_layer: int | None
   after_layer: int | None
@@ -61,6 +61,7 @@ class Recipe:
     """Returns it as JSON types."""
     content = dataclasses.asdict(self)
     content['layers'] = list(self.layers)
+    content['strength'] = list(self.strength)
     if not isinstance(self.tokens, str):
       content['tokens'] = list(self.tokens)
     return content
@@ -73,7 +74,7 @@ def wemask(
   *,
   rate: float = 0.5,
   k: int | None = None,
-  strength: float = 1.0,
+  strength: float | Sequence[float] = 1.0,
   select: str = 'weight',
   layers: str | Sequence[int] = 'after',
   tokens: str | Sequence[int] = 'first',
@@ -94,7 +95,8 @@ def wemask(
     report: of `find_me_layer`.
     rate: the share of channels that is masked; int(rate · D) of them.
     k: the number of channels instead.
-    strength: how much of a masked channel is taken away: 1 sets it to zero.
+    strength: how much of a masked channel is taken away, in all layers or in
+      each: 1 sets it to zero.
     select: `weight` (largest |γ| of the layer's norm before attention),
       `me_weight` (of the norm before the ME Layer's FFN), `activation` (largest
       |h| at the token, averaged over `batch`: the published code), or the
@@ -135,7 +137,7 @@ def resolve(
   *,
   rate: float = 0.5,
   k: int | None = None,
-  strength: float = 1.0,
+  strength: float | Sequence[float] = 1.0,
   select: str = 'weight',
   layers: str | Sequence[int] = 'after',
   tokens: str | Sequence[int] = 'first',
@@ -148,14 +150,11 @@ def resolve(
       f'select is {select!r}, must be one of {", ".join(channels.SELECTIONS)}'
       f'{errors.nearest(str(select), channels.SELECTIONS)}'
     )
-  if not 0 <= rate <= 1 or not 0 <= strength <= 1:
-    raise errors.MeJaxError(
-      f'rate {rate} and strength {strength} must be between 0 and 1'
-    )
-  count = int(rate * width) if k is None else k
-  if not 0 <= count <= width:
-    raise errors.MeJaxError(f'k is {k}, the model has {width} channels')
+  if not 0 <= rate <= 1:
+    raise errors.MeJaxError(f'rate is {rate}, must be between 0 and 1')
   chosen = _layers(model, report, layers)
+  count = int(rate * width) if k is None else k
+  activation.check_mask(model.config, chosen, count, strength)
   after_layer, bound = None, 0.0
   if isinstance(tokens, str) and tokens not in TOKENS:
     raise errors.MeJaxError(
@@ -173,12 +172,19 @@ def resolve(
     tokens = tuple(int(position) for position in tokens)
     if not tokens or min(tokens) < 0:
       raise errors.MeJaxError('tokens are no positions from 0 on')
+    if select == 'activation':
+      raise errors.MeJaxError(
+        "select='activation' looks at the first token: tokens cannot be"
+        ' positions'
+      )
   return Recipe(
     select=select,
     layers=chosen,
     tokens=tokens,
     count=int(count),
-    strength=float(strength),
+    strength=tuple(
+      np.broadcast_to(np.asarray(strength, float), len(chosen)).tolist()
+    ),
     seed=int(seed),
     me_layer=report.layer,
     after_layer=after_layer,
@@ -226,7 +232,9 @@ def scale(
       me_layer=recipe.me_layer,
       seed=recipe.seed,
     )
-  return np.where(masked_LD, 1.0 - recipe.strength, 1.0).astype(np.float32)
+  keep_L1 = np.ones((len(masked_LD), 1))
+  keep_L1[list(recipe.layers), 0] -= recipe.strength
+  return np.where(masked_LD, keep_L1, 1.0).astype(np.float32)
 
 
 def marks(model: decoder.Decoder, recipe: Recipe) -> dict[str, np.ndarray]:
@@ -270,9 +278,23 @@ def scaled(
         ' masked tokens: take that mask away first, with wemask.remove'
       )
     scale_LD = np.asarray(before, np.float32) * scale_LD
-  layers = {**params['layers'], sink.SCALE: jnp.asarray(scale_LD, jnp.float32)}
   new = {name: jnp.asarray(leaf) for name, leaf in leaves.items()}
-  return {**params, **new, 'layers': layers}
+  return with_scale({**params, **new}, scale_LD)
+
+
+def ones(model: decoder.Decoder, params: decoder.Params) -> decoder.Params:
+  """Returns the stock model with a scale of ones, which changes no number.
+
+  Compiled functions are the same for it and for any mask.
+  """
+  shape = model.config.num_hidden_layers, model.config.hidden_size
+  return with_scale(remove(params), np.ones(shape, np.float32))
+
+
+def with_scale(params: decoder.Params, scale_LD: np.ndarray) -> decoder.Params:
+  """Returns the parameters with this scale, whatever theirs was."""
+  scale_LD = jnp.asarray(scale_LD, jnp.float32)
+  return {**params, 'layers': {**params['layers'], sink.SCALE: scale_LD}}
 
 
 def _layers(

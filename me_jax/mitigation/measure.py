@@ -1,0 +1,230 @@
+"""What does a mask change, on texts that had no say in choosing it?
+
+Always beside its controls: as many random channels, those of the smallest |γ|,
+all channels, the same mask on another token, and on layers before the span.
+
+Letters: X texts, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+import dataclasses
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from me_jax.analysis import bootstrap
+from me_jax.analysis import diagnosis
+from me_jax.analysis import me_report
+from me_jax.analysis import passes
+from me_jax.mitigation import fidelity
+from me_jax.mitigation import scoring
+from me_jax.mitigation import wemask
+from me_jax.models import batch as batch_lib
+from me_jax.models import decoder
+
+# The other token: late enough to be no first one under any template.
+_OTHER = 5
+
+Progress = Callable[[int, int], Any]
+
+
+class Change(NamedTuple):
+  """What a mask does to one corpus, in nats per token, with 95 % intervals.
+
+  Attributes:
+    loss: change of the loss of all predicted tokens.
+    answer: change of the loss of the answers that chats end with; of plain
+      text, the same as `loss`.
+    kl: divergence of the masked model from the stock model.
+  """
+
+  loss: bootstrap.Estimate
+  answer: bootstrap.Estimate
+  kl: bootstrap.Estimate
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stock:
+  """The stock model on one corpus.
+
+  Attributes:
+    chat: whether it is of chats.
+    texts: how many.
+    tokens: predicted tokens.
+    loss: nats per predicted token.
+    answer: nats per predicted token of the answers.
+  """
+
+  chat: bool
+  texts: int
+  tokens: int
+  loss: float
+  answer: float
+
+
+class Internals(NamedTuple):
+  """What a mask does inside, averaged over layers after the span.
+
+  Attributes:
+    attention: to the massive token, mean over heads.
+    sink_rate: share of layers, heads and texts in which it exceeds 0.3.
+    rigidity: mean cosine across inputs of what attention receives of it.
+    effective_rank: of what attention receives of a text.
+    attention_by_layer: `[L]`.
+    sink_rate_by_layer: `[L]`.
+    massive_texts: texts that hold massive activations.
+  """
+
+  attention: float
+  sink_rate: float
+  rigidity: float
+  effective_rank: float
+  attention_by_layer: np.ndarray
+  sink_rate_by_layer: np.ndarray
+  massive_texts: int
+
+
+def controls(
+  model: decoder.Decoder, recipe: wemask.Recipe, report: me_report.MEReport
+) -> dict[str, wemask.Recipe]:
+  """Returns the controls of a recipe by name; fewer where one cannot be."""
+  found = {
+    name: dataclasses.replace(recipe, select=select)
+    for name, select in (
+      ('random channels', 'random'),
+      ('smallest |γ|', 'weight_bottom'),
+    )
+    if select != recipe.select
+  }
+  width = model.config.hidden_size
+  if recipe.count < width:
+    found['all channels'] = dataclasses.replace(recipe, count=width)
+  if recipe.select != 'activation' and recipe.tokens != (_OTHER,):
+    found[f'token {_OTHER} instead'] = dataclasses.replace(
+      recipe, tokens=(_OTHER,), after_layer=None, bound=0.0
+    )
+  before = [i for i in range(report.span[0] if report.span else 0)]
+  before = [i for i in before if i not in recipe.layers]
+  if before and recipe.tokens != 'massive':
+    taken = before[-len(recipe.layers) :]
+    found['layers before the span'] = dataclasses.replace(
+      recipe, layers=tuple(taken), strength=recipe.strength[-len(taken) :]
+    )
+  if model.config.norm_placement == 'post':
+    found.pop('smallest |γ|', None)
+  return found
+
+
+def stock(
+  model: decoder.Decoder,
+  params: decoder.Params,
+  texts: scoring.Texts,
+  *,
+  chat: bool,
+) -> Stock:
+  """Measures the stock model on one corpus."""
+  losses_BT = scoring.losses(model, wemask.ones(model, params), texts)
+  tokens, answers = texts.tokens_X.sum(), texts.answers_X.sum()
+  return Stock(
+    chat=chat,
+    texts=len(texts.tokens_X),
+    tokens=int(tokens),
+    loss=float(texts.sums(losses_BT).sum() / tokens),
+    answer=float(texts.answer_sums(losses_BT).sum() / answers),
+  )
+
+
+def change(
+  model: decoder.Decoder,
+  params: decoder.Params,
+  masked: decoder.Params,
+  texts: scoring.Texts,
+  *,
+  seed: int = 0,
+  progress: Progress | None = None,
+) -> Change:
+  """Compares a masked model with the stock model, text by text.
+
+  Args:
+    model: the decoder.
+    params: of the stock model; a mask in them is left out.
+    masked: the other parameters.
+    texts: of one corpus.
+    seed: of the bootstrap, which draws whole texts.
+    progress: called with (rows done, in all).
+  """
+  before = wemask.ones(model, params)
+  count = len(texts.counted_BT)
+  found = []
+  for start in range(0, count, texts.rows):
+    piece = passes.take_rows(texts.batch, start, texts.rows)
+    parts = fidelity.compare(model, before, masked, *piece)
+    found.append([np.asarray(part) for part in parts])
+    if progress:
+      progress(min(start + texts.rows, count), count)
+  kl_BT, before_BT, after_BT = (np.concatenate(x)[:count] for x in zip(*found))
+
+  def mean(sums_X: np.ndarray, tokens_X: np.ndarray) -> bootstrap.Estimate:
+    return bootstrap.weighted_mean(sums_X / tokens_X, tokens_X, seed=seed)
+
+  difference_BT = after_BT.astype(np.float64) - before_BT
+  return Change(
+    loss=mean(texts.sums(difference_BT), texts.tokens_X),
+    answer=mean(texts.answer_sums(difference_BT), texts.answers_X),
+    kl=mean(texts.sums(kl_BT), texts.tokens_X),
+  )
+
+
+def internals(
+  model: decoder.Decoder,
+  params: decoder.Params,
+  batch: batch_lib.Batch,
+  report: me_report.MEReport,
+  progress: Progress | None = None,
+) -> Internals:
+  """Looks at attention and states with a mask, or without.
+
+  Args:
+    model: the decoder.
+    params: masked or not.
+    batch: any texts, such as those the ME Layer was found on.
+    report: of the stock model, whose span counts.
+    progress: called with (rows done, in all).
+  """
+  seen = diagnosis.diagnose(model, params, batch, progress=progress)
+  after = slice(report.span[-1] + 1 if report.span else 0, None)
+  attention_L = seen.sinks.attention.mean(axis=1)
+  rate_L = seen.sinks.rate.mean(axis=1)
+  return Internals(
+    attention=float(attention_L[after].mean()),
+    sink_rate=float(rate_L[after].mean()),
+    rigidity=float(seen.rigidity.attn_in.mean_L[after].mean()),
+    effective_rank=float(seen.diversity.effective_rank[after, 0].mean()),
+    attention_by_layer=attention_L,
+    sink_rate_by_layer=rate_L,
+    massive_texts=seen.massive_texts,
+  )
+
+
+def unchanged(change: Change) -> bool:
+  """Whether an interval of the loss includes zero: then there is no change."""
+  return change.loss.low <= 0 <= change.loss.high
+
+
+def to_json(value: Any) -> Any:
+  """Returns results as JSON types."""
+  if hasattr(value, 'to_json') and not hasattr(value, 'chosen'):
+    return value.to_json()
+  if hasattr(value, '_asdict'):
+    return {name: to_json(part) for name, part in value._asdict().items()}
+  if dataclasses.is_dataclass(value):
+    return to_json(
+      {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    )
+  if isinstance(value, Mapping):
+    return {name: to_json(part) for name, part in value.items()}
+  if isinstance(value, tuple | list):
+    return [to_json(part) for part in value]
+  return value.tolist() if isinstance(value, np.ndarray) else value

@@ -1,0 +1,54 @@
+"""What came of relaxing a model: the choice, the result and its controls."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+from typing import Any
+
+from me_jax.mitigation import measure
+from me_jax.mitigation import tune
+
+CHOSEN = 'chosen'
+PAPER = 'WeMask 0.5'  # weight, all layers after the span, as published
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+  """Everything that `me-jax mitigate` found; nats per token.
+
+  Attributes:
+    trials: all settings that were eligible, with their calibration scores.
+    dose: selections × rates at full strength on calibration texts, controls
+      among them: the dose-response curve.
+    chosen: the best trial; None when none helped within the budget.
+    budget: what plain text may lose on calibration texts.
+    calibration: texts by kind that the choice was made on.
+    stock: the stock model on held-out texts, by corpus.
+    changes: by mask (`CHOSEN` first if there is one, `PAPER`, then the controls
+      of the chosen one) and corpus.
+    internals: by mask, `stock` included.
+  """
+
+  trials: tuple[tune.Trial, ...]
+  dose: tuple[tune.Trial, ...]
+  chosen: tune.Trial | None
+  budget: float
+  calibration: Mapping[str, int]
+  stock: Mapping[str, measure.Stock]
+  changes: Mapping[str, Mapping[str, measure.Change]]
+  internals: Mapping[str, measure.Internals]
+
+  def helped(self) -> list[str]:
+    """Returns the corpora whose interval is below zero."""
+    changes = self.changes.get(CHOSEN, {})
+    return [name for name, change in changes.items() if change.loss.high < 0]
+
+  def hurt(self) -> list[str]:
+    """Returns the corpora whose interval is above zero."""
+    changes = self.changes.get(CHOSEN, {})
+    return [name for name, change in changes.items() if change.loss.low > 0]
+
+  def to_json(self) -> dict[str, Any]:
+    """Returns it as JSON types."""
+    return measure.to_json(self)
