@@ -219,10 +219,10 @@ def _choose(
       *model_of, base, whole, batch=batch, progress=step('strengths by layer')
     )
     kept |= tune.scalings(fitted)
-  return (
-    tune.sweep(*model_of, kept, whole, batch=batch, progress=step('choosing')),
-    dosed,
+  trials = tune.sweep(
+    *model_of, kept, whole, batch=batch, progress=step('choosing')
   )
+  return tune.ranked(trials), dosed
 
 
 def _dose_selections(model: decoder.Decoder) -> tuple[str, ...]:
