@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 import functools
 import os
 from typing import Any
@@ -121,9 +122,12 @@ def run(flags: absl_flags.FlagValues) -> None:
 
   found_corpora = corpora.read(flags.data) if flags.data else corpora.builtin()
   checkpoint, prompts = running.read(flags)
+  _check_layers(flags, checkpoint.config.num_hidden_layers)
   targets = _targets(flags.out, forms)
   with session.progress() as progress:
     found = running.find(flags, checkpoint, prompts, progress)
+    # A mask that the model comes with is left out: the stock model counts.
+    found = dataclasses.replace(found, params=wemask.remove(found.params))
     tokenizer = checkpoint.load_tokenizer()
     texts = _encode(tokenizer, found, found_corpora, flags)
     settings = tune.grid(
@@ -194,15 +198,31 @@ def _check(flags: Any) -> list[str]:
     if not getattr(flags, name):
       raise errors.MeJaxError(f'--{name} lacks a value: write --{name}=VALUE.')
   from me_jax.mitigation import channels
+  from me_jax.mitigation import wemask
 
-  for select in flags.select:
-    if select not in channels.SELECTIONS:
-      raise errors.MeJaxError(
-        f'--select={select!s:.40}: must be some of'
-        f' {", ".join(channels.SELECTIONS)}'
-        f'{errors.nearest(select, channels.SELECTIONS)}'
-      )
+  for name, values, words in (
+    ('select', flags.select, channels.SELECTIONS),
+    ('layers', [_numbers(x) for x in flags.layers], wemask.LAYERS),
+    ('tokens', [_numbers(flags.tokens)], wemask.TOKENS),
+  ):
+    for value in values:
+      if isinstance(value, str) and value not in words:
+        numbers = '' if name == 'select' else ', or numbers joined by +'
+        raise errors.MeJaxError(
+          f'--{name}={value:.40}: must be {", ".join(words)}{numbers}'
+          f'{errors.nearest(value, words)}'
+        )
   return forms
+
+
+def _check_layers(flags: Any, depth: int) -> None:
+  """Raises MeJaxError for a layer that the model does not have."""
+  for layers in map(_numbers, flags.layers):
+    if isinstance(layers, list) and max(layers) >= depth:
+      raise errors.MeJaxError(
+        f'--layers: there is no layer {max(layers)}, the model has 0 to'
+        f' {depth - 1}'
+      )
 
 
 def _floats(flags: Any, name: str) -> list[float]:
