@@ -42,7 +42,8 @@ def define(flags: absl_flags.FlagValues) -> None:
   )
   _define_settings(flags)
   for name, default, what in (
-    ('calibration', 48, 'texts of each corpus that a mask is chosen on, at most.'),
+    ('calibration', 32, 'texts that a mask is chosen on: chats, and as many '
+     'plain ones.'),
     ('texts', 32, 'texts of each corpus that it is measured on, at most.'),
     ('length', 384, 'tokens of a text: plain ones are cut there, longer chats '
      'are left out.'),
@@ -148,6 +149,7 @@ def run(flags: absl_flags.FlagValues) -> None:
       found.batch,
       settings,
       by_layer=flags.by_layer,
+      most=flags.calibration,
       budget=flags.budget,
       seed=flags.seed,
       progress=progress.step,

@@ -24,7 +24,7 @@ from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
 
 BUDGET = 0.005
-_FIRST, _FINAL = 4, 6  # a fraction of the texts; settings that stay
+_FIRST, _FINAL = 4, 4  # a fraction of the texts; settings that stay
 _DOSE = ('weight', 'random', 'weight_bottom')
 
 # Called with (what is being done, done, in all).
@@ -57,6 +57,7 @@ def relax(
   settings: Mapping[str, wemask.Recipe],
   *,
   by_layer: bool = True,
+  most: int = 32,
   budget: float = BUDGET,
   seed: int = 0,
   progress: Progress | None = None,
@@ -72,6 +73,7 @@ def relax(
     settings: of which one is chosen, see `tune.grid`; a single one is taken as
       it is.
     by_layer: whether to look for a strength for each layer too.
+    most: calibration texts of a kind, taken from its corpora in turn.
     budget: nats per token that plain text may lose on calibration texts.
     seed: of random channels and of the bootstrap.
     progress: told of every step.
@@ -89,7 +91,7 @@ def relax(
   length = max(
     len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)
   )
-  whole, few = _calibration(model, texts, length)
+  whole, few = _calibration(model, texts, length, most)
   trials, dose = _choose(
     model, params, report, settings, (whole, few), batch, by_layer, seed, step
   )
@@ -155,7 +157,7 @@ def with_baked(
 
 
 def _calibration(
-  model: decoder.Decoder, texts: Sequence[Texts], length: int
+  model: decoder.Decoder, texts: Sequence[Texts], length: int, count: int
 ) -> tuple[tune.Calibration, tune.Calibration]:
   """Lays out all calibration texts by kind, and a quarter of them."""
   kinds: dict[str, list[corpora.Encoded]] = {}
@@ -164,7 +166,7 @@ def _calibration(
     most = max(map(len, lists), default=0)
     # Corpora take turns, so that any part of the texts holds all of them.
     kinds[kind] = [x[i] for i in range(most) for x in lists if i < len(x)]
-  kinds = {kind: some for kind, some in kinds.items() if some}
+  kinds = {kind: some[:count] for kind, some in kinds.items() if some}
   if not kinds:
     raise errors.MeJaxError('there is no text to choose a mask on')
 
