@@ -39,6 +39,8 @@ _MOST_MARKERS = 40
 _SEEN_THROUGH = 0.65
 # Of the height of a chart of bars, left free above them for the legend.
 _HEADROOM = 0.15
+# Names of a legend that stands among what is drawn; a longer one would hide it.
+_MOST_INSIDE = 5
 # Characters of the names below an axis that still stand upright.
 _UPRIGHT = 44
 
@@ -73,7 +75,16 @@ def draw(axes, chart: spec.Chart) -> None:
   axes.spines[['top', 'right']].set_visible(False)
   axes.grid(axis='y', color='#e4e4e4', linewidth=0.6)
   axes.set_axisbelow(True)
-  if len(chart.series) + bool(chart.marks) > 1:
+  entries = len(chart.series) + bool(chart.marks)
+  if entries > _MOST_INSIDE:
+    axes.legend(
+      fontsize=8,
+      loc='upper left',
+      bbox_to_anchor=(1.0, 1.0),
+      borderaxespad=0.3,
+      frameon=False,
+    )
+  elif entries > 1:
     if bars and chart.y_range is None and not chart.log_y:
       low, high = axes.get_ylim()
       axes.set_ylim(low, high + _HEADROOM * (high - low))

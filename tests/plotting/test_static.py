@@ -148,3 +148,19 @@ def test_files_hold_no_outside_reference(tmp_path):
   static.save(static.draw(made.MATRICES), tmp_path / 'f.svg')
   svg = (tmp_path / 'f.svg').read_text()
   assert not re.search(r'href="(?!#|data:)', svg)
+
+
+def test_a_long_legend_stands_beside_what_is_drawn():
+  for count, beside in ((5, False), (6, True)):
+    lines = [spec.Series(label=f'line {i}', y=np.ones(9) * i) for i in range(6)]
+    chart = spec.Chart(
+      title='', series=tuple(lines[:count]), x_label='x', y_label='y'
+    )
+    drawn = static.draw(
+      spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
+    )
+    drawn.draw_without_rendering()
+    (axes,) = drawn.axes
+    legend = axes.get_legend().get_window_extent()
+    assert (legend.x0 >= axes.bbox.x1) == beside
+    assert legend.x1 <= drawn.bbox.x1, 'on the paper'

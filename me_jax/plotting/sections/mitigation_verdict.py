@@ -1,0 +1,113 @@
+"""Does a mask keep what the paper promises? The rule behind the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from me_jax.mitigation import outcome as outcome_lib
+from me_jax.plotting.sections import mitigation_tables as words
+
+CHOSEN, PAPER, STOCK = words.CHOSEN, outcome_lib.PAPER, words.STOCK
+
+
+class Judged(NamedTuple):
+  """What the verdict rests on.
+
+  Attributes:
+    corpora: that count: chats, or plain texts where there are no chats; of two
+      texts or more, because one says nothing about others.
+    helped: those of them whose interval is below zero.
+    hurt: all corpora whose interval is above zero.
+    over: the helped ones, else all that count, else all there are.
+    change: mean over these corpora of what the chosen mask does.
+    controls: the same of its controls, by name.
+    rivals: controls that improve them as much.
+    weaker: whether attention to the massive token falls; None if unknown.
+  """
+
+  corpora: list[str]
+  helped: list[str]
+  hurt: list[str]
+  over: list[str]
+  change: float
+  controls: dict[str, float]
+  rivals: list[str]
+  weaker: bool | None
+
+
+def judge(outcome: outcome_lib.Outcome) -> Judged:
+  """Counts for which corpora a mask helps, and what its controls do there."""
+  changes = outcome.changes.get(CHOSEN, {})
+  chats = any(stock.chat for stock in outcome.stock.values())
+  measured = [
+    name
+    for name, stock in outcome.stock.items()
+    if stock.texts > 1
+    and name in changes
+    and math.isfinite(changes[name].loss.value)
+  ]
+  corpora = [name for name in measured if outcome.stock[name].chat == chats]
+  helped = [name for name in corpora if changes[name].loss.high < 0]
+  over = helped or corpora or list(changes)
+  change = _mean(outcome, CHOSEN, over)
+  controls = {
+    mask: _mean(outcome, mask, over)
+    for mask in outcome.changes
+    if mask not in (CHOSEN, PAPER)
+  }
+  controls = {m: x for m, x in controls.items() if math.isfinite(x)}
+  attention = [
+    outcome.internals[mask].attention
+    for mask in (STOCK, CHOSEN)
+    if mask in outcome.internals
+  ]
+  known = len(attention) == 2 and np.isfinite(attention).all()
+  return Judged(
+    corpora=corpora,
+    helped=helped,
+    hurt=[name for name in measured if changes[name].loss.low > 0],
+    over=over,
+    change=change,
+    controls=controls,
+    rivals=[mask for mask, x in controls.items() if helped and x <= change],
+    weaker=bool(attention[1] < attention[0]) if known else None,
+  )
+
+
+def _mean(
+  outcome: outcome_lib.Outcome, mask: str, names: Sequence[str]
+) -> float:
+  """Returns what a mask does to corpora, each weighing the same."""
+  found = outcome.changes.get(mask, {})
+  values = [found[name].loss.value for name in names if name in found]
+  return float(np.mean(values)) if values else math.nan
+
+
+def verdict(outcome: outcome_lib.Outcome, judged: Judged) -> str:
+  """Returns what is left of the claim.
+
+  It holds where at least half of the corpora that count improve, none gets
+  worse, attention to the massive token falls, and no control does as well.
+  """
+  if not outcome.trials:
+    return 'not tested'
+  if outcome.chosen is None:
+    return 'does not hold'
+  if not judged.corpora:
+    return 'not tested'
+  if not judged.helped:
+    return 'does not hold'
+  if (
+    2 * len(judged.helped) >= len(judged.corpora)
+    and not judged.hurt
+    and judged.weaker
+    # Without a control any mask might have done the same.
+    and judged.controls
+    and not judged.rivals
+  ):
+    return 'holds'
+  return 'in part'
