@@ -27,7 +27,7 @@ _WHERE = {
   'export': 'me_jax.checkpoints.export',
   'find_me_layer': 'me_jax.analysis.emergence',
   'load': 'me_jax.checkpoints.load',
-  'read_metadata': 'me_jax.checkpoints.orbax_card',
+  'read_metadata': 'me_jax.checkpoints.metadata',
   'save': 'me_jax.checkpoints.orbax',
   'wemask': 'me_jax.mitigation.wemask',
 }

@@ -15,7 +15,7 @@ from me_jax import errors
 # Index files of the largest public models take about 10 MB.
 _MAX_BYTES = 100_000_000
 # 2^64 has 20.
-_MAX_DIGITS = 20
+MAX_DIGITS = 20
 
 
 def parse(data: bytes, what: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def read(path: str) -> dict[str, Any]:
 
 def _integer(digits: str) -> int:
   # Python would go on to compute with numbers that it then cannot print.
-  if len(digits) > _MAX_DIGITS:
+  if len(digits) > MAX_DIGITS:
     raise ValueError(f'a number of {len(digits)} digits')
   return int(digits)
 

@@ -4,6 +4,9 @@ A folder with safetensors, config.json and the tokenizer's files, which
 transformers and everything that reads its format can load. Tensors are made
 one piece at a time, so an export needs little memory besides the parameters.
 
+A mitigation is written as tensors that only me_jax knows: `model.layers.{i}.
+sink_scale`, `model.sink_bound`, `model.sink_positions`.
+
 Letters: L layers.
 """
 
@@ -22,9 +25,11 @@ import numpy as np
 from me_jax import errors
 from me_jax.checkpoints import atomic
 from me_jax.checkpoints import finite
+from me_jax.checkpoints import metadata as metadata_lib
 from me_jax.checkpoints import names as names_lib
 from me_jax.checkpoints import param_tree
 from me_jax.checkpoints import safetensors_write
+from me_jax.checkpoints import sink_leaves
 from me_jax.checkpoints import tokenizer as tokenizer_lib
 from me_jax.models import config as config_lib
 
@@ -39,6 +44,7 @@ _OURS = re.compile(
   r'|model\.safetensors\.index\.json|tokenizer\.json|tokenizer_config\.json'
   r'|special_tokens_map\.json|added_tokens\.json|chat_template\.jinja'
   r'|additional_chat_templates|tokenizer\.model|vocab\.json|merges\.txt'
+  r'|me_jax_metadata\.json'
 )
 # Values that are cast and written at a time: 16 MB of float32.
 _PIECE = 1 << 22
@@ -48,6 +54,7 @@ def export(
   lm: load.LoadedModel,
   folder: str | os.PathLike[str],
   *,
+  metadata: Mapping[str, Any] | None = None,
   dtype: str | None = None,
   max_shard_size: int = MAX_SHARD_BYTES,
   overwrite: bool = False,
@@ -57,11 +64,20 @@ def export(
 
   The folder is complete or absent, whenever the process ends.
 
+  A mitigation goes with it, as a few tensors that `me_jax.load` reads back.
+  transformers names them in a warning, passes over them and computes the model
+  without its mitigation; a stricter reader may refuse them. To export that
+  model and nothing else, remove the leaves `sink_*`. A mitigation that changes
+  nothing, its scale being all ones, is not written.
+
   Args:
     lm: the model; parameters (on any devices of this process), configuration
       and tokenizer (or None) are written.
     folder: where.
-    dtype: of the tensors; None keeps each parameter's own.
+    metadata: anything that JSON can hold, as in `save`; `read_metadata` returns
+      it. It has a file of its own, `me_jax_metadata.json`, unless it is empty.
+    dtype: of the tensors; None keeps each parameter's own. Those of a
+      mitigation are float32 in any case.
     max_shard_size: bytes of tensors in a file; a model that is larger is
       split, with an index beside the parts.
     overwrite: replace an earlier export, which stays until the new one is
@@ -71,24 +87,26 @@ def export(
   Raises:
     MeJaxError: the folder exists or cannot be written, or the model cannot be
       loaded from such a folder: its parameters do not fit its configuration,
-      are not finite, or carry a mitigation that the format cannot hold.
-      Nothing is left behind.
+      are not finite or mean nothing. Nothing is left behind.
   """
   if dtype is not None:
     param_tree.check_dtype(dtype)
+  metadata = metadata_lib.check(metadata)
   if type(max_shard_size) is not int or max_shard_size <= 0:
     raise errors.MeJaxError(
       f'max_shard_size is {max_shard_size!r:.40}, must be a number of bytes'
     )
   target = check_target(folder, overwrite=overwrite)
   tensors = _tensors(lm.config, lm.params, dtype)
-  configs = {
+  texts = {
     name: json.dumps(content, indent=2, ensure_ascii=False) + '\n'
     for name, content in _configs(lm.config, tensors).items()
   }
+  if metadata:
+    texts[metadata_lib.FILE] = metadata_lib.text(metadata)
   atomic.check_space(target, sum(tensor.nbytes for tensor in tensors))
   with atomic.writing(target) as partial:
-    for name, text in configs.items():
+    for name, text in texts.items():
       path = os.path.join(partial, name)
       with open(path, 'w', encoding='utf-8') as file:
         file.write(text)
@@ -142,7 +160,9 @@ def _configs(
   content = config.to_hf()
   _check_translation(config, content)
   # transformers casts all parameters to this type when it loads them.
-  content['dtype'] = param_tree.common_dtype(t.dtype for t in tensors)
+  content['dtype'] = param_tree.common_dtype(
+    t.dtype for t in tensors if not sink_leaves.is_one(t.name)
+  )
   tokens = ('bos_token_id', 'eos_token_id', 'pad_token_id')
   generation = {
     name: content[name] for name in tokens if content.get(name) is not None
@@ -171,7 +191,10 @@ def _tensors(
   """Returns what to write, layer by layer, after checking all there is."""
   found = param_tree.check(config, params, 'the parameters')
   _refuse(found)
-  found.pop(param_tree.SINK_SCALE, None)
+  if not sink_leaves.act(found):
+    # All of them: a bound of zeros, say, is no bound, but without it the first
+    # tokens would be marked.
+    found = {p: v for p, v in found.items() if not sink_leaves.is_one(p)}
   origins = names_lib.hf_table(config).origins
   # Tensors by name, each of its parts stored below the one before.
   outside: dict[str, list[str]] = {}
@@ -189,7 +212,7 @@ def _tensors(
     transpose = origins[paths[0]].transpose
     shapes = [shape[::-1] if transpose else shape for shape in shapes]
     name = template.format(layer=layer)
-    kind = np.dtype(dtype or leaves[0].dtype)
+    kind = sink_leaves.dtype_of(paths[0], dtype or leaves[0].dtype)
 
     def pieces() -> Iterator[np.ndarray]:
       for leaf in leaves:
@@ -220,13 +243,7 @@ def _refuse(found: Mapping[str, Any]) -> None:
     raise errors.MeJaxError(
       f'{path} holds NaN or infinite values: such a model is not exported'
     )
-  scale = found.get(param_tree.SINK_SCALE)
-  if scale is not None and not bool((scale == 1).all()):
-    raise errors.MeJaxError(
-      f'{param_tree.SINK_SCALE} is not all ones, and no Hugging Face format'
-      ' can hold it: the export would lose the mitigation. Keep the model with'
-      ' me_jax.save, or remove that leaf to export the model without it'
-    )
+  sink_leaves.check_values(found, 'the parameters')
 
 
 def _pieces(

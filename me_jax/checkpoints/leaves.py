@@ -18,6 +18,7 @@ import numpy as np
 
 from me_jax import errors
 from me_jax.checkpoints import names as names_lib
+from me_jax.checkpoints import sink_leaves
 from me_jax.checkpoints import tensors as tensors_lib
 from me_jax.models import config as config_lib
 
@@ -128,10 +129,11 @@ def check_shardings(
 
   Args:
     shapes: of its leaves, by path.
-    shardings: a tree of `jax.sharding.Sharding`.
+    shardings: a tree of `jax.sharding.Sharding`; the mitigation's leaves may
+      be left out.
 
   Returns:
-    The shardings by path.
+    The shardings by path, of all leaves.
 
   Raises:
     MeJaxError: there is not one for each leaf, or one does not divide it.
@@ -141,7 +143,7 @@ def check_shardings(
       f'shardings are a {type(shardings).__name__}, not a tree like the'
       ' parameters'
     )
-  found = flatten(shardings)
+  found = sink_leaves.with_shardings(shapes, flatten(shardings))
   odd = set(found) ^ set(shapes)
   if odd:
     raise errors.MeJaxError(f'shardings do not match the model: {min(odd)}')

@@ -26,11 +26,13 @@ from me_jax.checkpoints import gguf_names
 from me_jax.checkpoints import gguf_tokenizer
 from me_jax.checkpoints import leaves
 from me_jax.checkpoints import locate
+from me_jax.checkpoints import metadata as metadata_lib
 from me_jax.checkpoints import names as names_lib
 from me_jax.checkpoints import orbax_card
 from me_jax.checkpoints import orbax_open
 from me_jax.checkpoints import param_tree
 from me_jax.checkpoints import safetensors
+from me_jax.checkpoints import sink_leaves
 from me_jax.checkpoints import tensors as tensors_lib
 from me_jax.checkpoints import tokenizer as tokenizer_lib
 from me_jax.models import config as config_lib
@@ -76,6 +78,7 @@ class Checkpoint:
     names: which of them each parameter comes from.
     load_tokenizer: returns the tokenizer, None when there is none; imports
       transformers (a second).
+    metadata: what was given to `export`; empty elsewhere.
   """
 
   path: str
@@ -85,14 +88,31 @@ class Checkpoint:
   )
   names: names_lib.NameTable = dataclasses.field(repr=False)
   load_tokenizer: Callable[[], Any] = dataclasses.field(repr=False)
+  metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def stored_dtype(self) -> str:
-    """The type that all tensors have; float32 where they differ."""
+    """The type that all tensors have; float32 where they differ.
+
+    The mitigation's own do not count.
+    """
     plain = tensors_lib.PLAIN_DTYPES
     return param_tree.common_dtype(
-      plain.get(tensor.dtype) for tensor in self.tensors.values()
+      plain.get(tensor.dtype)
+      for name, tensor in self.tensors.items()
+      if not sink_leaves.is_one(name)
     )
+
+  def param_shapes(self, dtype: str = 'float32') -> dict[str, Any]:
+    """Returns what `load_params` does, as `jax.ShapeDtypeStruct`s."""
+    own = params_lib.param_shapes(self.config, dtype)
+    optional = sink_leaves.stored(self.config, self.tensors, self.names)
+    return leaves.unflatten(leaves.flatten(own) | optional)
+
+  def check(self) -> None:
+    """Raises MeJaxError unless the tensors are those of the model."""
+    leaves.check_sizes(self.config, self.tensors, self.names)
+    leaves.plan(self.param_shapes(), self.tensors, self.names)
 
   def load_params(
     self,
@@ -103,13 +123,15 @@ class Checkpoint:
     """Reads the parameters; arguments and errors as in `load`."""
     param_tree.check_dtype(dtype)
     self._check_tie()
-    return assemble.assemble(
-      params_lib.param_shapes(self.config, dtype),
+    params = assemble.assemble(
+      self.param_shapes(dtype),
       self.tensors,
       self.names,
       shardings=shardings,
       progress=progress,
     )
+    sink_leaves.check_values(params, self.path)
+    return params
 
   def _check_tie(self) -> None:
     """Refuses a head that differs from the embedding it is said to be.
@@ -146,8 +168,11 @@ def load(
       and safetensors, or with one `.gguf` file, or one that `save` has
       written; or a hub id `owner/name`, optionally with `@revision`.
     dtype: of parameters and computation: `float32`, `bfloat16` or `float16`.
+      The leaves of a mitigation (`models/sink.py`) are float32 in any case.
     shardings: a tree like the parameters of `jax.sharding.Sharding`; each
-      device reads its own slice only. None: all on the default device.
+      device reads its own slice only. None: all on the default device. Where
+      it lacks a mitigation's leaves, `sink_scale` lies as the norms' weights
+      do and the others on every device.
     progress: called with bytes of parameters done and in total.
 
   Returns:
@@ -225,7 +250,7 @@ def _open_folder(folder: str) -> Checkpoint | orbax_open.SavedModel:
     raise errors.MeJaxError(
       f'cannot read {folder}: {error.strerror}'
     ) from error
-  if {orbax_card.FILE, orbax_card.ORBAX_FILE}.intersection(present):
+  if orbax_card.is_saved(present):
     return orbax_open.open_folder(folder)
   ggufs = glob.glob(os.path.join(glob.escape(folder), '*.gguf'))
   if safetensors.INDEX in present or any(
@@ -255,31 +280,30 @@ def _open_hf(folder: str) -> Checkpoint:
     )
   tensors = safetensors.open_folder(folder)
   config = _translate(strict_json.read(config_path), tensors, config_path)
-  names = names_lib.hf_table(config, tensors)
-  leaves.check_sizes(config, tensors, names)
-  leaves.plan(params_lib.param_shapes(config, 'float32'), tensors, names)
-  return Checkpoint(
+  checkpoint = Checkpoint(
     path=folder,
     config=config,
     tensors=tensors,
-    names=names,
+    names=names_lib.hf_table(config, tensors),
     load_tokenizer=lambda: tokenizer_lib.load(folder),
+    metadata=metadata_lib.beside(folder),
   )
+  checkpoint.check()
+  return checkpoint
 
 
 def _open_gguf(path: str) -> Checkpoint:
   file = gguf.open_file(path)
   config = _translate(gguf_config.to_hf(file), file.tensors, path)
-  names = gguf_names.gguf_table(config)
-  leaves.check_sizes(config, file.tensors, names)
-  leaves.plan(params_lib.param_shapes(config, 'float32'), file.tensors, names)
-  return Checkpoint(
+  checkpoint = Checkpoint(
     path=path,
     config=config,
     tensors=file.tensors,
-    names=names,
+    names=gguf_names.gguf_table(config),
     load_tokenizer=lambda: gguf_tokenizer.build(file),
   )
+  checkpoint.check()
+  return checkpoint
 
 
 def _translate(

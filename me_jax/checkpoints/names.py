@@ -13,6 +13,7 @@ import dataclasses
 import re
 
 from me_jax.models import config as config_lib
+from me_jax.models import sink
 
 # Our modules, which have the same names in checkpoints. Which of them a model
 # has is decided by its parameter tree.
@@ -91,6 +92,12 @@ def hf_table(
     name = module.replace('/', '.')
     modules[f'layers/{module}'] = f'{prefix}layers.{{layer}}.{name}'
   origins = module_origins(modules)
+  # The mitigation, which is ours: see `sink_leaves.py`.
+  origins[f'layers/{sink.SCALE}'] = Origin(
+    template=f'{prefix}layers.{{layer}}.{sink.SCALE}'
+  )
+  for name in (sink.BOUND, sink.POSITIONS):
+    origins[name] = Origin(template=f'{prefix}{name}')
   if config.fused_projections:
     layer = f'{prefix}layers.{{layer}}'
     origins |= fused_origins(

@@ -29,8 +29,10 @@ from me_jax import errors
 from me_jax.checkpoints import atomic
 from me_jax.checkpoints import finite
 from me_jax.checkpoints import leaves as leaves_lib
+from me_jax.checkpoints import metadata as metadata_lib
 from me_jax.checkpoints import orbax_card
 from me_jax.checkpoints import param_tree
+from me_jax.checkpoints import sink_leaves
 
 if TYPE_CHECKING:
   from me_jax.checkpoints import load
@@ -96,8 +98,8 @@ def save(
 
   Args:
     lm: the model; parameters, configuration and tokenizer (or None) are
-      written. The parameters may have `layers/sink_scale` besides the model's
-      own leaves.
+      written. The parameters may have the mitigation's leaves besides the
+      model's own.
     folder: where, on a file system that all processes share.
     metadata: anything that JSON can hold, such as where the model comes from
       and what was done to it; `read_metadata` returns it.
@@ -111,8 +113,8 @@ def save(
 
   Raises:
     MeJaxError: the folder exists or cannot be written, or the model cannot be
-      loaded again: its parameters do not fit its configuration or are not
-      finite. Nothing is left behind.
+      loaded again: its parameters do not fit its configuration, are not
+      finite or mean nothing. Nothing is left behind.
   """
   target, files = _together(
     functools.partial(_prepare, lm, folder, metadata, overwrite)
@@ -123,6 +125,7 @@ def save(
     raise errors.MeJaxError(
       f'{broken[0]} holds NaN or infinite values: such a model is not saved'
     )
+  sink_leaves.check_values(leaves, 'the parameters')
   import orbax.checkpoint as ocp
 
   from me_jax.checkpoints import orbax_commit
@@ -254,7 +257,9 @@ def _prepare(
   if jax.process_index():
     return atomic.absolute(folder), {}
   target = check_target(folder, overwrite=overwrite)
-  return target, orbax_card.files(lm.config, metadata, lm.tokenizer)
+  return target, orbax_card.files(
+    lm.config, metadata_lib.check(metadata), lm.tokenizer
+  )
 
 
 def _together(step: Callable[[], Any]) -> Any:

@@ -6,7 +6,7 @@ and the tokenizer as transformers writes it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import json
 import os
 import tempfile
@@ -29,18 +29,18 @@ _FORMAT = 1
 
 def files(
   config: config_lib.ModelConfig,
-  metadata: Mapping[str, Any] | None,
+  metadata: Mapping[str, Any],
   tokenizer: Any,
 ) -> dict[str, bytes]:
   """Returns what to write, by path in the folder.
 
   Args:
     config: of the model.
-    metadata: anything that JSON gives back unchanged.
+    metadata: as `metadata.check` returns them.
     tokenizer: a `transformers` tokenizer, or None.
 
   Raises:
-    MeJaxError: the metadata or the tokenizer cannot be written.
+    MeJaxError: the tokenizer cannot be written.
   """
   from me_jax import __version__
 
@@ -48,7 +48,7 @@ def files(
     'format': _FORMAT,
     'me_jax': __version__,
     'config': config_json.to_json(config),
-    'metadata': _checked(metadata),
+    'metadata': dict(metadata),
   }
   text = json.dumps(card, indent=1, ensure_ascii=False) + '\n'
   return {FILE: text.encode()} | _tokenizer_files(tokenizer)
@@ -95,19 +95,9 @@ def read(folder: str) -> tuple[config_lib.ModelConfig, dict[str, Any]]:
   return config_json.from_json(card.get('config'), path), metadata
 
 
-def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
-  """Returns the metadata that were given to `save`.
-
-  Args:
-    folder: that `save` has written.
-
-  Raises:
-    MeJaxError: it is none, or broken.
-  """
-  folder = os.path.expanduser(os.fspath(folder))
-  if not os.path.isdir(folder):
-    raise errors.MeJaxError(f'{folder}: no such folder')
-  return read(folder)[1]
+def is_saved(present: Iterable[str]) -> bool:
+  """Whether names in a folder show that it is an Orbax checkpoint."""
+  return not {FILE, ORBAX_FILE}.isdisjoint(present)
 
 
 def failure(what: str, error: Exception) -> errors.MeJaxError:
@@ -116,29 +106,6 @@ def failure(what: str, error: Exception) -> errors.MeJaxError:
     return error
   reason = ' '.join(str(error).split()) or type(error).__name__
   return errors.MeJaxError(f'{what}: {reason:.300}')
-
-
-def _checked(metadata: Mapping[str, Any] | None) -> dict[str, Any]:
-  """Returns metadata that JSON gives back as they are."""
-  if metadata is not None and not isinstance(metadata, Mapping):
-    raise errors.MeJaxError(
-      f'metadata is a {type(metadata).__name__}, must be a dict'
-    )
-  metadata = dict(metadata or {})
-  try:
-    text = json.dumps(metadata, allow_nan=False, ensure_ascii=False)
-    text.encode()
-    same = json.loads(text) == metadata
-  except (TypeError, ValueError, RecursionError) as error:
-    raise errors.MeJaxError(
-      f'metadata cannot be written as JSON: {error}'
-    ) from error
-  if not same:
-    raise errors.MeJaxError(
-      'metadata must be what JSON gives back unchanged: dicts with strings as'
-      ' keys, lists, strings, finite numbers, booleans and None'
-    )
-  return metadata
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:

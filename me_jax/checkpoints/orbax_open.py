@@ -20,6 +20,7 @@ import math
 import os
 from typing import Any
 
+import jax
 import numpy as np
 
 from me_jax import errors
@@ -29,6 +30,7 @@ from me_jax.checkpoints import leaves as leaves_lib
 from me_jax.checkpoints import memory
 from me_jax.checkpoints import orbax_card
 from me_jax.checkpoints import param_tree
+from me_jax.checkpoints import sink_leaves
 from me_jax.checkpoints import tokenizer as tokenizer_lib
 from me_jax.models import config as config_lib
 
@@ -133,8 +135,23 @@ class SavedModel:
 
   @property
   def stored_dtype(self) -> str:
-    """The type that all parameters have; float32 where they differ."""
-    return param_tree.common_dtype(leaf.dtype for leaf in self.leaves.values())
+    """The type that all parameters have; float32 where they differ.
+
+    The mitigation's own do not count.
+    """
+    return param_tree.common_dtype(
+      leaf.dtype
+      for path, leaf in self.leaves.items()
+      if not sink_leaves.is_one(path)
+    )
+
+  def param_shapes(self, dtype: str = 'float32') -> dict[str, Any]:
+    """Returns what `load_params` does, as `jax.ShapeDtypeStruct`s."""
+    shapes = {
+      path: jax.ShapeDtypeStruct(leaf.shape, sink_leaves.dtype_of(path, dtype))
+      for path, leaf in self.leaves.items()
+    }
+    return leaves_lib.unflatten(shapes)
 
   def load_tokenizer(self) -> Any:
     """Returns the tokenizer, None when there is none."""
@@ -149,26 +166,26 @@ class SavedModel:
   ) -> dict[str, Any]:
     """Reads the parameters; arguments and errors as in `load.load`."""
     param_tree.check_dtype(dtype)
-    kind = np.dtype(dtype)
+    shapes = leaves_lib.flatten(self.param_shapes(dtype))
     places = {}
     if shardings is not None:
-      sizes = {path: leaf.shape for path, leaf in self.leaves.items()}
+      sizes = {path: shape.shape for path, shape in shapes.items()}
       places = leaves_lib.check_shardings(sizes, shardings)
-    total = kind.itemsize * sum(
-      math.prod(leaf.shape) for leaf in self.leaves.values()
-    )
+    total = sum(map(_nbytes, shapes.values()))
     done = 0
     result = {}
     with futures.ThreadPoolExecutor(_THREADS) as pool:
       for path, leaf in self.leaves.items():
+        kind = shapes[path].dtype
         result[path] = assemble.place(
           leaf.shape,
           places.get(path),
           functools.partial(leaf.read, dtype=kind, pool=pool),
         )
-        done += math.prod(leaf.shape) * kind.itemsize
+        done += _nbytes(shapes[path])
         if progress is not None:
           progress(done, total)
+    sink_leaves.check_values(result, self.path)
     return leaves_lib.unflatten(result)
 
 
@@ -225,6 +242,10 @@ def _open_arrays(folder: str) -> dict[str, StoredLeaf]:
     path = name.replace('.', '/')
     found[path] = StoredLeaf(path, folder, store)
   return found
+
+
+def _nbytes(shape: jax.ShapeDtypeStruct) -> int:
+  return math.prod(shape.shape) * shape.dtype.itemsize
 
 
 def _cut(part: slice, step: int) -> list[slice]:

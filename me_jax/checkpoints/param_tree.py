@@ -12,12 +12,11 @@ import numpy as np
 
 from me_jax import errors
 from me_jax.checkpoints import leaves as leaves_lib
+from me_jax.checkpoints import sink_leaves
 from me_jax.models import config as config_lib
 from me_jax.models import params as params_lib
 
 DTYPES = ('float32', 'bfloat16', 'float16')
-# What the mitigation multiplies the attention's input by, at massive tokens.
-SINK_SCALE = 'layers/sink_scale'
 
 
 def check(
@@ -42,7 +41,7 @@ def check(
   found = leaves_lib.flatten(tree)
   _check_claims(config, found, what)
   wanted = _decoder_shapes(config, what)
-  optional = optional_shapes(config)
+  optional = sink_leaves.shapes(config)
   for path in wanted:
     if path not in found:
       raise errors.MeJaxError(f'{what} lack {path}')
@@ -71,13 +70,6 @@ def common_dtype(dtypes: Iterable[np.dtype | None]) -> str:
   names = {'' if dtype is None else dtype.name for dtype in dtypes}
   name = names.pop() if len(names) == 1 else ''
   return name if name in DTYPES else 'float32'
-
-
-def optional_shapes(
-  config: config_lib.ModelConfig,
-) -> dict[str, tuple[int, ...]]:
-  """Returns the leaves that a tree may have besides the decoder's own."""
-  return {SINK_SCALE: (config.num_hidden_layers, config.hidden_size)}
 
 
 def _decoder_shapes(
@@ -117,16 +109,21 @@ def _check_claims(
 
 
 def _check_leaf(
-  path: str, leaf: Any, shape: tuple[int, ...], what: str
+  path: str, leaf: Any, shape: tuple[int | None, ...], what: str
 ) -> None:
   if not hasattr(leaf, 'shape') or not hasattr(leaf, 'dtype'):
     raise errors.MeJaxError(
       f'{what}: {path} is no array but a {type(leaf).__name__}'
     )
-  if tuple(leaf.shape) != shape:
+  found = tuple(leaf.shape)
+  if len(found) != len(shape) or any(
+    size < 1 if wanted is None else size != wanted
+    for size, wanted in zip(found, shape)
+  ):
+    wanted = ', '.join('1 or more' if n is None else str(n) for n in shape)
     raise errors.MeJaxError(
-      f'{what}: {path} has shape {list(leaf.shape)}, the configuration asks'
-      f' for {list(shape)}'
+      f'{what}: {path} has shape {list(found)}, the configuration asks for'
+      f' [{wanted}]'
     )
   dtype = None if leaf.dtype is None else np.dtype(leaf.dtype).name
   if dtype not in DTYPES:

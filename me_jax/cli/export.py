@@ -14,8 +14,9 @@ from me_jax.cli import session
 
 HELP = """\
 Writes a model as a folder that transformers and most other tools load:
-safetensors, config.json and the tokenizer's files. The folder appears when it
-is complete."""
+safetensors, config.json and the tokenizer's files, with the metadata of the
+model. A mitigation goes with it; only me_jax applies it, transformers warns and
+runs the model without. The folder appears when it is complete."""
 
 _OUT = os.path.join('out', 'export')
 
@@ -62,7 +63,9 @@ def run(flags: absl_flags.FlagValues) -> None:
       f'--max_shard_gb={size:g}: must be a size in GB, such as 5.'
     )
   from me_jax.checkpoints import export
+  from me_jax.checkpoints import leaves
   from me_jax.checkpoints import load
+  from me_jax.checkpoints import sink_leaves
 
   target = export.check_target(flags.out, overwrite=flags.overwrite)
   checkpoint = load.open_checkpoint(flags.model)
@@ -78,8 +81,12 @@ def run(flags: absl_flags.FlagValues) -> None:
     export.export(
       lm,
       target,
+      metadata=checkpoint.metadata,
       max_shard_size=round(size * 1e9),
       overwrite=flags.overwrite,
       progress=functools.partial(progress.step, 'writing'),
     )
-  print(f'wrote {flags.out}: {checkpoint.config.model_type}, {dtype}')
+  what = f'{checkpoint.config.model_type}, {dtype}'
+  if sink_leaves.act(leaves.flatten(lm.params)):
+    what += ', with its mitigation, which transformers passes over'
+  print(f'wrote {flags.out}: {what}')

@@ -81,7 +81,6 @@ def find(
   from me_jax.analysis import passes
   from me_jax.analysis import residual
   from me_jax.models import decoder
-  from me_jax.models import params as params_lib
 
   session.keep_compiled()
   dtype = jnp.dtype(flags.dtype)
@@ -92,7 +91,7 @@ def find(
     session.return_freed_memory()
     lowered = residual.measure.lower(
       model,
-      params_lib.param_shapes(checkpoint.config, flags.dtype),
+      checkpoint.param_shapes(flags.dtype),
       *passes.operand_shapes(batch),
     )
     progress.step('reading prompts', 1, 1)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from me_jax import errors
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
+from me_jax.models import sink
 
 
 def param_shapes(config: config_lib.ModelConfig, dtype: Any) -> dict[str, Any]:
@@ -98,4 +99,8 @@ def first_layers(
     rope_layers=config.rope_layers[:count],
   )
   layers = jax.tree.map(lambda leaf: leaf[:count], params['layers'])
-  return model.clone(config=config), {**params, 'layers': layers}
+  rest = {**params, 'layers': layers}
+  # One entry a layer, though it stands outside them.
+  if sink.BOUND in rest:
+    rest[sink.BOUND] = rest[sink.BOUND][:count]
+  return model.clone(config=config), rest

@@ -329,21 +329,6 @@ def test_an_export_needs_little_memory_besides_the_parameters(tiny, tmp_path):
 # What cannot be exported, or not there.
 
 
-def test_a_mitigation_is_not_lost_in_silence(tmp_path):
-  lm = make()
-  lm.params['layers']['sink_scale'] = jnp.ones((8, 64))
-  me_jax.export(lm, tmp_path / 'ones')
-  me_jax.export(make(), tmp_path / 'stock')
-  assert stored(tmp_path / 'ones') == stored(tmp_path / 'stock')
-  scale = jnp.ones((8, 64)).at[3, 5].set(0.5)
-  lm.params['layers']['sink_scale'] = scale
-  refused(
-    lambda: me_jax.export(lm, tmp_path / 'm'),
-    'layers/sink_scale', 'me_jax.save',
-  )  # fmt: skip
-  assert not (tmp_path / 'm').exists()
-
-
 @pytest.mark.parametrize(
   ('change', 'words'),
   [

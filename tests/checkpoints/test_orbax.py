@@ -128,36 +128,6 @@ def test_a_tokenizer_and_its_template_come_back(tmp_path):
   assert back.chat_template == tokenizer.chat_template
 
 
-def test_metadata_come_back(tmp_path):
-  metadata = {'source': 'x', 'wemask': {'rate': 0.1, 'layers': [3, None, True]}}
-  me_jax.save(make(), tmp_path / 'm', metadata=metadata)
-  assert me_jax.read_metadata(tmp_path / 'm') == metadata
-  assert load.open_checkpoint(tmp_path / 'm').metadata == metadata
-
-
-@pytest.mark.parametrize(
-  'metadata', [{1: 2}, {'a': (1, 2)}, {'a': np.float32(1)}, {'a': np.nan},
-               {'a': {1, 2}}, {'a': '\ud800'}],
-)  # fmt: skip
-def test_metadata_that_would_come_back_changed_are_refused(tmp_path, metadata):
-  refused(
-    lambda: me_jax.save(make(), tmp_path / 'm', metadata=metadata), 'metadata'
-  )
-  assert not os.listdir(tmp_path)
-
-
-def test_the_leaf_of_a_mitigation_survives(tmp_path):
-  lm = make()
-  scale = jnp.linspace(0, 1, 8 * 64).reshape(8, 64)
-  lm.params['layers']['sink_scale'] = scale
-  me_jax.save(lm, tmp_path / 'm')
-  back = me_jax.load(tmp_path / 'm')
-  assert_same(back.params, lm.params)
-  refused(
-    lambda: me_jax.load(tmp_path / 'm', shardings=jax.tree.map(
-      lambda leaf: leaf.sharding, make().params)), 'sink_scale')  # fmt: skip
-
-
 @pytest.mark.filterwarnings('ignore:Sharding info not provided')
 def test_orbax_itself_can_restore_the_tree(saved):
   with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
@@ -288,8 +258,6 @@ def test_the_current_folder_is_not_replaced(tmp_path, monkeypatch):
     (lambda p: p['norm'].update(weight=[1.0] * 64), ('no array', 'list')),
     (lambda p: p['norm'].update(weight=jnp.full(64, jnp.nan)),
      ('norm/weight', 'NaN')),
-    (lambda p: p['layers'].update(sink_scale=jnp.ones((8, 1))),
-     ('sink_scale', '[8, 64]')),
   ],
 )  # fmt: skip
 def test_a_model_that_could_not_be_loaded_is_not_saved(tmp_path, change, words):

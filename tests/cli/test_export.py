@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import jax.numpy as jnp
 import pytest
 
 import me_jax
@@ -49,6 +50,26 @@ def test_the_stored_type_is_kept_unless_another_is_asked_for(model, tmp_path):
   wide = ['export', '--model=half', '--out=wide', '--dtype=float32']
   assert cli.main(wide) == 0
   assert dtype('wide') == 'float32'
+
+
+def test_metadata_and_mitigation_are_carried_over(model, tmp_path, capsys):
+  lm = me_jax.load(model)
+  scale = jnp.full((planted.LAYERS, planted.WIDTH), 0.5)
+  lm.params['layers']['sink_scale'] = scale
+  me_jax.save(lm, 'saved', metadata={'source': 'planted'})
+  # A folder of either kind, and a type that is not the stored one.
+  half = ['export', '--model=saved', '--out=half', '--dtype=bfloat16']
+  assert cli.main(half) == 0
+  assert 'mitigation' in capsys.readouterr().out
+  assert cli.main(['export', '--model=half', '--out=again']) == 0
+  for folder in ('half', 'again'):
+    assert me_jax.read_metadata(folder) == {'source': 'planted'}
+    back = me_jax.load(folder, dtype='bfloat16').params
+    assert (back['layers']['sink_scale'] == scale).all()
+  capsys.readouterr()
+  assert cli.main(['export', f'--model={model}', '--out=stock']) == 0
+  assert 'mitigation' not in capsys.readouterr().out
+  assert me_jax.read_metadata('stock') == {}
 
 
 def test_large_models_are_split(model, tmp_path):

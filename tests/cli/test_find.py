@@ -7,8 +7,11 @@ import json
 import subprocess
 import sys
 
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
+import me_jax
 from me_jax import cli
 from me_jax.cli import flags as flags_lib
 from tests.support import folder as folder_lib
@@ -88,6 +91,25 @@ def test_chats_and_texts_can_be_mixed(planted_folder, tmp_path):
   ])  # fmt: skip
   report = json.loads(path.read_text())
   assert report['texts'] == 3 and report['verdict'] == 'none'
+
+
+@pytest.mark.parametrize('kind', ['save', 'export'])
+def test_a_model_that_keeps_its_mitigation(
+  planted_folder, prompts, tmp_path, kind
+):
+  """Its tree has more leaves than the decoder's own, also when compiling."""
+  lm = me_jax.load(planted_folder)
+  scale = np.full((planted.LAYERS, planted.WIDTH), 0.5, np.float32)
+  lm.params['layers']['sink_scale'] = jnp.asarray(scale)
+  lm.params['sink_positions'] = jnp.ones(2)
+  {'save': me_jax.save, 'export': me_jax.export}[kind](lm, tmp_path / 'm')
+  path = tmp_path / 'r.json'
+  assert not cli.main([
+    'find', f'--model={tmp_path / "m"}', f'--prompts={prompts}',
+    f'--json={path}', '--dtype=bfloat16',
+  ])  # fmt: skip
+  # What attention receives was changed, not what the FFN writes.
+  assert json.loads(path.read_text())['layer'] == 4
 
 
 @needs_default_model

@@ -31,6 +31,11 @@ def test_the_first_layers_put_out_what_they_do_in_the_whole(count):
     layer_windowed=(True, False, False, True) * 2,
     rope_layers=(False, True) * 4,
   )
+  # A mitigated model has an entry a layer outside the layers, too.
+  params['layers']['sink_scale'] = jnp.full(
+    (planted.LAYERS, planted.WIDTH), 0.5
+  )
+  params['sink_bound'] = jnp.full(planted.LAYERS, 0.1)
   tokens_BT = jnp.arange(12).reshape(2, 6)
   whole = model.clone(
     sites=sites.Sites(observers=(sites.Capture('resid_post', 'x'),))
