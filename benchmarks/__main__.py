@@ -179,6 +179,16 @@ def diagnosing(table: table_lib.Table, folder: str, cache: pathlib.Path):
   row(table, 'screen, seconds', f'{seconds:.2f} s', '', seconds, '<= 5')
 
 
+def mitigating(table: table_lib.Table, folder: str, cache: pathlib.Path):
+  """Says what a mask costs."""
+  found = work(cache, 'mask_overhead', folder)
+  row(table, 'a mask, time of a forward pass', '', '', found['time'], '<= 1.01')
+  row(table, 'a mask, FLOPs', '', '', found['flops'], '<= 1.01')
+  compiles = work(cache, 'sweep_compiles', folder)
+  row(table, 'a sweep of 40 masks x 64 texts, compiles', str(compiles), '',
+      compiles, '<= 3')  # fmt: skip
+
+
 def row(table, what: str, ours: str, other: str, ratio: float, bar: str):
   """Adds one line, marked where it misses its bar; '' is no bar."""
   sign, bound = bar.split() if bar else ('>=', '0')
@@ -202,6 +212,7 @@ def main() -> None:
     forward(table, str(folder), scratch / 'warm')
     statistics(table, str(folder), scratch / 'warm')
     diagnosing(table, str(folder), scratch / 'warm')
+    mitigating(table, str(folder), scratch / 'warm')
   console_lib.Console(width=110).print(table)
   print(f'{os.cpu_count()} cores, {platform.machine()}, '
         f'Python {platform.python_version()}')  # fmt: skip

@@ -21,6 +21,7 @@ _WHERE = {
   'LoadedModel': 'me_jax.checkpoints.load',
   'MEReport': 'me_jax.analysis.me_report',
   'ModelConfig': 'me_jax.models.config',
+  'bake': 'me_jax.mitigation.bake',
   'diagnose': 'me_jax.analysis.diagnosis',
   'encode': 'me_jax.checkpoints.encoding',
   'export': 'me_jax.checkpoints.export',
@@ -28,6 +29,7 @@ _WHERE = {
   'load': 'me_jax.checkpoints.load',
   'read_metadata': 'me_jax.checkpoints.orbax_card',
   'save': 'me_jax.checkpoints.orbax',
+  'wemask': 'me_jax.mitigation.wemask',
 }
 
 __all__ = ['MeJaxError', *_WHERE]

@@ -145,6 +145,21 @@ def save(
   return result
 
 
+def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> str:
+  """Returns the absolute path of a folder that may be written.
+
+  Args:
+    folder: where to save.
+    overwrite: whether an earlier save may stand there.
+
+  Raises:
+    MeJaxError: it cannot, or may not, be written.
+  """
+  return atomic.check_target(
+    folder, overwrite=overwrite, ours=_OURS.__contains__, mark=orbax_card.FILE
+  )
+
+
 def _arguments(leaves: Mapping[str, Any]) -> Any:
   """Returns what Orbax is told to save: a chunk for each layer's kernels.
 
@@ -238,9 +253,7 @@ def _prepare(
   param_tree.check(lm.config, lm.params, 'the parameters')
   if jax.process_index():
     return atomic.absolute(folder), {}
-  target = atomic.check_target(
-    folder, overwrite=overwrite, ours=_OURS.__contains__, mark=orbax_card.FILE
-  )
+  target = check_target(folder, overwrite=overwrite)
   return target, orbax_card.files(lm.config, metadata, lm.tokenizer)
 
 

@@ -17,6 +17,7 @@ from me_jax import errors
 VERBS = {
   'find': 'find the layer that creates the massive activations',
   'explain': 'say why, with controls, in a page to read and to send',
+  'mitigate': 'relax them with a mask, measured on texts that did not choose it',
   'export': 'write a model as a Hugging Face folder',
 }
 

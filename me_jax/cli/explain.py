@@ -19,7 +19,6 @@ report.html, with report.json for every number and the figures as SVG and PNG.""
 _OUT = 'explain'
 _VOCABULARY = 4096
 _MOST = 10**9
-_MAP_TOKENS = 48  # of the text whose attention is drawn
 
 
 def define(flags: absl_flags.FlagValues) -> None:
@@ -200,32 +199,15 @@ def _interventions(
 
 
 def _maps(found: running.Running, sinks: Any) -> Any:
-  """Returns attention maps of one text, before and after the emergence span.
-
-  Of the layer before it with the strongest sink, of the ME Layer, of the first
-  layer after and of one in the middle of the plateau.
-  """
+  """Returns attention maps of one text, before and after the emergence span."""
   from me_jax.analysis import attention_maps
-  from me_jax.analysis import prefixes
-  from me_jax.plotting.sections import where as where_lib
+  from me_jax.cli import map_text
 
-  where = where_lib.where(found.report)
-  if where is None or not len(where.after):
+  chosen = map_text.choose(found.batch, found.report)
+  if chosen is None:
     return None
-  positions = found.report.position_by_text
-  texts = prefixes.texts_of(found.batch, found.report)
-  massive = [x for x in range(len(texts)) if positions[x] >= 0]
-  # The longest that a reader can still make out.
-  fitting = [x for x in massive if len(texts[x]) <= _MAP_TOKENS]
-  text = max(fitting or massive, key=lambda x: len(texts[x]))
-  stop = max(_MAP_TOKENS, int(positions[text]) + 1)
-  first, middle = where.after[0], where.after[len(where.after) // 2]
-  early = sinks.attention.mean(axis=1)[: where.mark + 1].argmax()
-  layers = {int(early), where.mark, int(first), int(middle)}
+  before = sinks.attention.mean(axis=1)[: found.report.span[-1] + 1]
+  layers = {int(before.argmax()), *chosen.layers}
   return attention_maps.attention_maps(
-    found.model,
-    found.params,
-    texts[text][:stop],
-    sorted(layers),
-    int(positions[text]),
+    found.model, found.params, chosen.ids, sorted(layers), chosen.position
   )

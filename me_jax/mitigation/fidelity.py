@@ -97,7 +97,12 @@ def kl(
   found = []
   for start in range(0, count, rows):
     piece = passes.take_rows(batch, start, rows)
-    found.append(jax.device_get(compare(model, params_a, params_b, *piece)))
+    states = (hidden(model, params, *piece) for params in (params_a, params_b))
+    found.append(
+      jax.device_get(
+        compare(model, params_a, params_b, *states, piece.tokens_BT)
+      )
+    )
     if progress:
       progress(min(start + rows, count), count)
   spans = batch_lib.text_spans(batch.segments_BT)
@@ -117,37 +122,49 @@ def kl(
 
 
 @functools.partial(jax.jit, static_argnums=0)
+def hidden(
+  model: decoder.Decoder,
+  params: decoder.Params,
+  tokens_BT: jax.Array,
+  segments_BT: jax.Array,
+) -> jax.Array:
+  """Returns what the head receives, `[B, T, D]`: all that `compare` needs."""
+  with jax.default_matmul_precision('highest'):
+    return model.apply({'params': params}, tokens_BT, segments_BT).hidden
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def compare(
   model: decoder.Decoder,
   params_a: decoder.Params,
   params_b: decoder.Params,
+  hidden_a_BTD: jax.Array,
+  hidden_b_BTD: jax.Array,
   tokens_BT: jax.Array,
-  segments_BT: jax.Array,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns KL(a || b) and both losses of the token that follows, `[B, T]`."""
   count = tokens_BT.size
   pad = (0, -count % _CHUNK)
+
+  def chunks(hidden_BTD: jax.Array) -> jax.Array:
+    hidden_ND = hidden_BTD.reshape(count, -1)
+    hidden_ND = jnp.pad(hidden_ND, (pad, (0, 0)))
+    return hidden_ND.reshape(-1, _CHUNK, hidden_ND.shape[-1])
+
+  next_N = jnp.pad(jnp.roll(tokens_BT, -1, axis=1).reshape(count), pad)
+
+  def chunk(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    a_QD, b_QD, next_Q = inputs
+    a_QV = jax.nn.log_softmax(next_token.logits(model, params_a, a_QD))
+    b_QV = jax.nn.log_softmax(next_token.logits(model, params_b, b_QD))
+    kl_Q = jnp.sum(jnp.exp(a_QV) * (a_QV - b_QV), axis=1)
+    losses = (
+      -jnp.take_along_axis(x_QV, next_Q[:, None], axis=1)[:, 0]
+      for x_QV in (a_QV, b_QV)
+    )
+    return kl_Q, *losses
+
   with jax.default_matmul_precision('highest'):
-
-    def hidden(params: decoder.Params) -> jax.Array:
-      output = model.apply({'params': params}, tokens_BT, segments_BT)
-      hidden_ND = output.hidden.reshape(count, -1)
-      hidden_ND = jnp.pad(hidden_ND, (pad, (0, 0)))
-      return hidden_ND.reshape(-1, _CHUNK, hidden_ND.shape[-1])
-
-    next_N = jnp.pad(jnp.roll(tokens_BT, -1, axis=1).reshape(count), pad)
-
-    def chunk(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-      a_QD, b_QD, next_Q = inputs
-      a_QV = jax.nn.log_softmax(next_token.logits(model, params_a, a_QD))
-      b_QV = jax.nn.log_softmax(next_token.logits(model, params_b, b_QD))
-      kl_Q = jnp.sum(jnp.exp(a_QV) * (a_QV - b_QV), axis=1)
-      losses = (
-        -jnp.take_along_axis(x_QV, next_Q[:, None], axis=1)[:, 0]
-        for x_QV in (a_QV, b_QV)
-      )
-      return kl_Q, *losses
-
-    inputs = (hidden(params_a), hidden(params_b), next_N.reshape(-1, _CHUNK))
-    found = jax.lax.map(chunk, inputs)
+    inputs = chunks(hidden_a_BTD), chunks(hidden_b_BTD)
+    found = jax.lax.map(chunk, (*inputs, next_N.reshape(-1, _CHUNK)))
   return tuple(x.reshape(-1)[:count].reshape(tokens_BT.shape) for x in found)

@@ -23,6 +23,7 @@ from me_jax.mitigation import scoring
 from me_jax.mitigation import wemask
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
+from me_jax.models import sink
 
 # The other token: late enough to be no first one under any template.
 _OTHER = 5
@@ -62,6 +63,21 @@ class Stock:
   tokens: int
   loss: float
   answer: float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Reference:
+  """What the stock model gave on one corpus, for any number of comparisons.
+
+  Attributes:
+    chat: whether it is of chats.
+    texts: the corpus.
+    hidden: what the head received, `[B, T, D]`, pass by pass.
+  """
+
+  chat: bool
+  texts: scoring.Texts
+  hidden: tuple[np.ndarray, ...]
 
 
 class Internals(NamedTuple):
@@ -117,50 +133,68 @@ def controls(
   return found
 
 
-def stock(
+def reference(
   model: decoder.Decoder,
   params: decoder.Params,
   texts: scoring.Texts,
   *,
   chat: bool,
-) -> Stock:
-  """Measures the stock model on one corpus."""
-  losses_BT = scoring.losses(model, wemask.ones(model, params), texts)
-  tokens, answers = texts.tokens_X.sum(), texts.answers_X.sum()
-  return Stock(
-    chat=chat,
-    texts=len(texts.tokens_X),
-    tokens=int(tokens),
-    loss=float(texts.sums(losses_BT).sum() / tokens),
-    answer=float(texts.answer_sums(losses_BT).sum() / answers),
-  )
+  progress: Progress | None = None,
+) -> Reference:
+  """Runs a model on a corpus, for others to be compared with it.
+
+  Args:
+    model: the decoder.
+    params: its parameters, masked or not.
+    texts: of the corpus.
+    chat: whether they are chats.
+    progress: called with (rows done, in all).
+  """
+  before = params
+  if sink.SCALE not in params['layers']:
+    # With the same leaves as masked ones they share a compile.
+    before = wemask.ones(model, params)
+  count = len(texts.counted_BT)
+  hidden = []
+  for start in range(0, count, texts.rows):
+    piece = passes.take_rows(texts.batch, start, texts.rows)
+    hidden.append(np.asarray(fidelity.hidden(model, before, *piece)))
+    if progress:
+      progress(min(start + texts.rows, count), count)
+  return Reference(chat=chat, texts=texts, hidden=tuple(hidden))
 
 
 def change(
   model: decoder.Decoder,
   params: decoder.Params,
   masked: decoder.Params,
-  texts: scoring.Texts,
+  against: Reference,
   *,
   seed: int = 0,
   progress: Progress | None = None,
-) -> Change:
-  """Compares a masked model with the stock model, text by text.
+) -> tuple[Change, Stock]:
+  """Compares other parameters with those of a reference, text by text.
 
   Args:
     model: the decoder.
-    params: of the stock model; a mask in them is left out.
+    params: of the reference.
     masked: the other parameters.
-    texts: of one corpus.
+    against: what the stock model gave.
     seed: of the bootstrap, which draws whole texts.
     progress: called with (rows done, in all).
+
+  Returns:
+    What has changed, and from where.
   """
-  before = wemask.ones(model, params)
+  texts = against.texts
   count = len(texts.counted_BT)
   found = []
-  for start in range(0, count, texts.rows):
+  for start, before in zip(range(0, count, texts.rows), against.hidden):
     piece = passes.take_rows(texts.batch, start, texts.rows)
-    parts = fidelity.compare(model, before, masked, *piece)
+    after = fidelity.hidden(model, masked, *piece)
+    parts = fidelity.compare(
+      model, params, masked, before, after, piece.tokens_BT
+    )
     found.append([np.asarray(part) for part in parts])
     if progress:
       progress(min(start + texts.rows, count), count)
@@ -170,10 +204,20 @@ def change(
     return bootstrap.weighted_mean(sums_X / tokens_X, tokens_X, seed=seed)
 
   difference_BT = after_BT.astype(np.float64) - before_BT
-  return Change(
-    loss=mean(texts.sums(difference_BT), texts.tokens_X),
-    answer=mean(texts.answer_sums(difference_BT), texts.answers_X),
-    kl=mean(texts.sums(kl_BT), texts.tokens_X),
+  tokens, answers = texts.tokens_X.sum(), texts.answers_X.sum()
+  return (
+    Change(
+      loss=mean(texts.sums(difference_BT), texts.tokens_X),
+      answer=mean(texts.answer_sums(difference_BT), texts.answers_X),
+      kl=mean(texts.sums(kl_BT), texts.tokens_X),
+    ),
+    Stock(
+      chat=against.chat,
+      texts=len(texts.tokens_X),
+      tokens=int(tokens),
+      loss=float(texts.sums(before_BT).sum() / tokens),
+      answer=float(texts.answer_sums(before_BT).sum() / answers),
+    ),
   )
 
 

@@ -28,6 +28,9 @@ class Outcome:
     changes: by mask (`CHOSEN` first if there is one, `PAPER`, then the controls
       of the chosen one) and corpus.
     internals: by mask, `stock` included.
+    baked: what the weights with the mask baked in do, by corpus; None when they
+      were not asked for.
+    baked_kl: divergence of the baked weights from the exact mask, by corpus.
   """
 
   trials: tuple[tune.Trial, ...]
@@ -38,6 +41,8 @@ class Outcome:
   stock: Mapping[str, measure.Stock]
   changes: Mapping[str, Mapping[str, measure.Change]]
   internals: Mapping[str, measure.Internals]
+  baked: Mapping[str, measure.Change] | None = None
+  baked_kl: Mapping[str, float] | None = None
 
   def helped(self) -> list[str]:
     """Returns the corpora whose interval is below zero."""

@@ -63,8 +63,9 @@ def as_released(
     model computes of the same text in one call.
   * With left padding index 0 is a pad: the first token of a padded text is not
     masked at all, and the pads have a say in which channels others lose. What
-    the states of pads are is an accident of the attention kernel (uniform over
-    the keys here and in Hugging Face's eager attention, zero in others).
+    pads attend to is an accident of the attention kernel: in Hugging Face's
+    eager attention to all tokens alike, in its fused one (sdpa) to none. Here
+    as in the eager one, in prompts of up to `attention_chunk` tokens.
   * The choice is shared by averaging, so a text's result depends on which
     texts stand beside it.
   * Of texts packed into a row only the first is masked.

@@ -111,12 +111,11 @@ def lay_out(
   if not answers_X.all():
     number = int(answers_X.argmin()) + 1
     raise errors.MeJaxError(f'text {number} has no token to predict')
-  count, time = batch.tokens_BT.shape
-  passes_needed = -(-count // max(1, _PASS // time))
+  time = batch.tokens_BT.shape[1]
   return Texts(
     batch=batch,
-    # Passes of one size, with as little padding as can be.
-    rows=-(-count // passes_needed),
+    # The same for any number of texts, so that they share a compile.
+    rows=max(1, _PASS // time),
     counted_BT=counted_BT,
     answer_BT=answer_BT,
     text_BT=text_BT,

@@ -201,16 +201,21 @@ def best(trials: Sequence[Trial], budget: float) -> Trial | None:
     The one with the lowest loss on chats (on plain text where there are no
     chats) among those within the budget; None when none lowers it.
   """
-
-  def gain(trial: Trial) -> float:
-    return -trial.change.get(CHATS, trial.change.get(PLAIN, 0.0))
-
   allowed = [
     trial
-    for trial in trials
-    if trial.change.get(PLAIN, 0.0) <= budget and gain(trial) > 0
+    for trial in ranked(trials)
+    if trial.change.get(PLAIN, 0.0) <= budget and _gain(trial) > 0
   ]
-  return max(allowed, key=gain, default=None)
+  return allowed[0] if allowed else None
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+  """Returns trials in order, the lowest loss on chats first."""
+  return sorted(trials, key=_gain, reverse=True)
+
+
+def _gain(trial: Trial) -> float:
+  return -trial.change.get(CHATS, trial.change.get(PLAIN, 0.0))
 
 
 def _mean(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +72,8 @@ def test_every_kind_of_model_gives_whole_sections(case):
       'not tested',
     )
     assert section.finding and section.control and section.figures
+    said = f'{section.finding} {section.control}'
+    assert not re.search(r'\bnan\b|in no layer', said), said
     for figure in section.figures:
       assert figure.alt and figure.caption
       for panel in figure.panels:
@@ -93,6 +96,15 @@ def test_verdicts():
   found, report, _ = diagnosed(*CASES['none'])
   for made in (rigidity.section, sinks.section, diversity.section):
     assert made(found, report).verdict == 'not tested'
+
+
+def test_a_cosine_is_rounded_down():
+  found, report, _ = diagnosed(*CASES['single'])
+  almost = np.full_like(found.rigidity.state.mean_L, 0.99998)
+  state = found.rigidity.state._replace(mean_L=almost)
+  found = found.replace(rigidity=found.rigidity.replace(state=state))
+  finding = rigidity.section(found, report).finding
+  assert 'states is at least 0.9999,' in finding, '0.99998 is no 1'
 
 
 def test_attention_maps_are_those_of_the_layers_asked_for():

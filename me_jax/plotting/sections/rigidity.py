@@ -5,6 +5,8 @@ Letters: L layers, Q quantiles.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from me_jax.analysis import diagnosis
@@ -63,10 +65,18 @@ def section(
     f'{inputs} different inputs (texts up to and including the token; equal '
     'ones count once, because a decoder gives them the same state). After '
     f'{where_lib.spell(where.outputs)} the mean cosine between their states is '
-    f'at least {least:.4f}, and between the vectors that attention receives of '
-    f'the token in {where_lib.spell(where.after)} at least {seen:.4f}. Between '
-    f'any two of these layers the state turns to a cosine of {layers.min():.4f} '
-    'at most.'
+    f'at least {_floor(least)}'
+  )
+  if len(where.after):
+    finding += (
+      ', and between the vectors that attention receives of the token in '
+      f'{where_lib.spell(where.after)} at least {_floor(seen)}'
+    )
+  finding += (
+    '; between its states after any two of these layers it is at least '
+    f'{_floor(layers.min())}.'
+    if len(where.outputs) > 1
+    else '.'
   )
   if len(where.before):
     finding += (
@@ -77,6 +87,11 @@ def section(
   return spec.Section(
     verdict=verdict, finding=finding, control=_control(found, where), **common
   )
+
+
+def _floor(cosine: float) -> str:
+  """Spells a lower bound: 0.99998 is no 1."""
+  return f'{math.floor(cosine * 1e4) / 1e4:.4f}'
 
 
 def _control(

@@ -68,7 +68,7 @@ def _finding(
   every, quiet = probe.everything, probe.quiet
   if probe.sampled:
     said = [
-      f'Of {every.probed:,} tokens run alone, a sample of {every.tokens:,}, '
+      f'Of {every.tokens:,} tokens {every.probed:,} were run alone, and '
       f'{every.spikes:,} spike: {_interval(every)} of the vocabulary.'
     ]
   else:
@@ -82,7 +82,9 @@ def _finding(
   if len(quiet):
     some = ', '.join(_name(int(i), spell) for i in quiet[:5])
     more = f', and {len(quiet) - 5:,} more' if len(quiet) > 5 else ''
-    said.append(f'These do not: {some}{more}.')
+    said.append(
+      f'{"These do" if len(quiet) > 1 else "This one does"} not: {some}{more}.'
+    )
   spiking = probe.alone.projection[probe.alone.spikes]
   if len(spiking):
     low, high = np.quantile(spiking, (0.05, 0.95))

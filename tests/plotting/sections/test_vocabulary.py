@@ -78,7 +78,7 @@ def test_numbers_and_names_are_in_the_words():
 
 def test_a_sample_is_said_to_be_one_with_its_interval():
   section = vocabulary.section(made(97, 0, sampled=True))
-  assert 'a sample of 1,000' in section.finding
+  assert 'Of 1,000 tokens' in section.finding
   assert '97.00% (91.55% to 98.97%)' in section.finding
 
 
