@@ -101,8 +101,10 @@ def select(
       impossible; or a first token's states are not finite.
   """
   strength_L = np.zeros(model.config.num_hidden_layers)
-  layers = check_mask(model.config, layers, count, strength)
+  checked = check_mask(model.config, layers, count, strength)
+  # In the order given: a strength stays with its layer.
   strength_L[list(layers)] = strength
+  layers = checked
   tokens_BT, segments_BT = batch_lib.check_batch(model.config, batch)
   spans = batch_lib.text_spans(segments_BT)
   starts_B, times_B = np.unique(

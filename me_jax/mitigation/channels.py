@@ -11,6 +11,7 @@ import numpy as np
 
 from me_jax import errors
 from me_jax.models import block
+from me_jax.models import config as config_lib
 from me_jax.models import decoder
 
 # `activation` needs texts and is in `activation.py`.
@@ -57,17 +58,11 @@ def masked(
     for layer in layers:
       random = np.random.default_rng([seed, layer])
       score_LD[layer] = random.permutation(shape[1])
-  elif select == 'me_weight':
-    if me_layer is None:
-      raise errors.MeJaxError(
-        "select='me_weight' needs an ME Layer, and this model has none"
-      )
-    norm = block.FFN_NORMS[config.norm_placement]
-    score_LD[:] = _size(model, params, norm, select)[me_layer]
   else:
-    norm = None if config.norm_placement == 'post' else _ATTENTION_NORM
-    score_LD = _size(model, params, norm, select)
-    if select == 'weight_bottom':
+    score_LD = _size(model, params, norm(config, select, me_layer))
+    if select == 'me_weight':
+      score_LD = np.broadcast_to(score_LD[me_layer], shape)
+    elif select == 'weight_bottom':
       score_LD = -score_LD
   result_LD = np.zeros(shape, bool)
   for layer in layers:
@@ -77,14 +72,33 @@ def masked(
   return result_LD
 
 
-def _size(
-  model: decoder.Decoder, params: decoder.Params, norm: str | None, select: str
-) -> np.ndarray:
-  """Returns |γ| of a norm in every layer, `[L, D]`."""
-  if norm is None:
+def norm(
+  config: config_lib.ModelConfig, select: str, me_layer: int | None
+) -> str | None:
+  """Returns whose |γ| a selection looks at; None where it looks at none.
+
+  Raises:
+    MeJaxError: as `masked` does.
+  """
+  if select in ('random', 'activation'):
+    return None
+  if select == 'me_weight' and me_layer is None:
+    raise errors.MeJaxError(
+      "select='me_weight' needs an ME Layer, and this model has none"
+    )
+  if config.norm_placement == 'post':
     raise errors.MeJaxError(
       f'select={select!r} looks at the norm before a branch, and models of'
-      f' type {model.config.model_type} have none: use activation'
+      f' type {config.model_type} have none: use activation'
     )
+  if select == 'me_weight':
+    return block.FFN_NORMS[config.norm_placement]
+  return _ATTENTION_NORM
+
+
+def _size(
+  model: decoder.Decoder, params: decoder.Params, norm: str
+) -> np.ndarray:
+  """Returns |γ| of a norm in every layer, `[L, D]`."""
   weight_LD = np.asarray(params['layers'][norm]['weight'], np.float64)
   return np.abs(weight_LD + model.config.norm_offset)

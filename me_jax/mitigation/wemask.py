@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import operator
 from typing import Any
 
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ def wemask(
     rate: the share of channels that is masked; int(rate · D) of them.
     k: the number of channels instead.
     strength: how much of a masked channel is taken away, in all layers or in
-      each: 1 sets it to zero.
+      each (in the order of `layers`, ascending for its names): 1 sets it to
+      zero.
     select: `weight` (largest |γ| of the layer's norm before attention),
       `me_weight` (of the norm before the ME Layer's FFN), `activation` (largest
       |h| at the token, averaged over `batch`: the published code), or the
@@ -152,40 +154,42 @@ def resolve(
     )
   if not 0 <= rate <= 1:
     raise errors.MeJaxError(f'rate is {rate}, must be between 0 and 1')
+  channels.norm(model.config, select, report.layer)
   chosen = _layers(model, report, layers)
-  count = int(rate * width) if k is None else k
+  count = int(rate * width) if k is None else _whole([k], 'k')[0]
   activation.check_mask(model.config, chosen, count, strength)
   after_layer, bound = None, 0.0
-  if isinstance(tokens, str) and tokens not in TOKENS:
+  if not isinstance(tokens, str):
+    tokens = _positions(model, tokens)
+    if select == 'activation':
+      raise errors.MeJaxError(
+        "select='activation' looks at the first token: tokens cannot be"
+        ' positions'
+      )
+  elif tokens not in TOKENS:
     raise errors.MeJaxError(
       f'tokens is {tokens!r}, must be {" or ".join(TOKENS)}, or positions'
       f'{errors.nearest(tokens, TOKENS)}'
     )
-  if tokens == 'massive':
+  elif tokens == 'massive':
     after_layer, bound = _massive(report)
     if min(chosen) <= after_layer:
       raise errors.MeJaxError(
         f'layer {min(chosen)} cannot be masked at tokens that are found massive'
         f' after layer {after_layer} only'
       )
-  elif not isinstance(tokens, str):
-    tokens = tuple(int(position) for position in tokens)
-    if not tokens or min(tokens) < 0:
-      raise errors.MeJaxError('tokens are no positions from 0 on')
-    if select == 'activation':
-      raise errors.MeJaxError(
-        "select='activation' looks at the first token: tokens cannot be"
-        ' positions'
-      )
+  seed = _whole([seed], 'seed')[0]
+  if seed < 0:
+    raise errors.MeJaxError(f'seed is {seed}, must be 0 or more')
+  # A strength stays with its layer.
+  strengths = np.broadcast_to(np.asarray(strength, float), len(chosen))
   return Recipe(
     select=select,
-    layers=chosen,
+    layers=tuple(sorted(chosen)),
     tokens=tokens,
-    count=int(count),
-    strength=tuple(
-      np.broadcast_to(np.asarray(strength, float), len(chosen)).tolist()
-    ),
-    seed=int(seed),
+    count=count,
+    strength=tuple(strengths[np.argsort(chosen)].tolist()),
+    seed=seed,
     me_layer=report.layer,
     after_layer=after_layer,
     bound=bound,
@@ -269,6 +273,11 @@ def scaled(
   """
   before = params['layers'].get(sink.SCALE)
   if before is not None:
+    before = np.asarray(before, np.float32)
+  if before is None or (before == 1).all():
+    # Nothing is masked, whichever tokens may be marked.
+    params = remove(params)
+  else:
     now = {name: params[name] for name in _LEAVES if name in params}
     if now.keys() != leaves.keys() or any(
       not np.array_equal(now[name], leaves[name]) for name in leaves
@@ -277,7 +286,7 @@ def scaled(
         'the parameters mask other tokens already, and a model has one set of'
         ' masked tokens: take that mask away first, with wemask.remove'
       )
-    scale_LD = np.asarray(before, np.float32) * scale_LD
+    scale_LD = before * scale_LD
   new = {name: jnp.asarray(leaf) for name, leaf in leaves.items()}
   return with_scale({**params, **new}, scale_LD)
 
@@ -302,7 +311,7 @@ def _layers(
   report: me_report.MEReport,
   layers: str | Sequence[int],
 ) -> tuple[int, ...]:
-  """Returns the layers that are meant, sorted."""
+  """Returns the layers that are meant, in the order given."""
   depth = model.config.num_hidden_layers
   if isinstance(layers, str):
     if layers not in LAYERS:
@@ -312,20 +321,46 @@ def _layers(
       )
     if report.layer is None:
       raise errors.MeJaxError(
-        f'the model has no ME Layer ({report.verdict}), so that none comes'
-        f' {layers} it: list the layers to mask'
+        f'the model has no ME Layer ({report.verdict}) for layers={layers!r}'
+        ' to follow: list the layers to mask'
       )
     start = report.span[-1] + 1
     chosen = range(start, depth if layers == 'after' else start + 1)
     if start >= depth:
       raise errors.MeJaxError('no layer comes after the emergence span')
     return tuple(chosen)
-  chosen = tuple(sorted({int(layer) for layer in layers}))
-  if not chosen or chosen[0] < 0 or chosen[-1] >= depth:
+  chosen = _whole(layers, 'layers')
+  if not chosen or min(chosen) < 0 or max(chosen) >= depth:
     raise errors.MeJaxError(
-      f'layers must be some of 0 to {depth - 1}, not {str(list(layers)):.60}'
+      f'layers must be some of 0 to {depth - 1}, not {str(list(chosen)):.60}'
     )
+  if len(set(chosen)) < len(chosen):
+    raise errors.MeJaxError(f'layers lists one twice: {str(list(chosen)):.60}')
   return chosen
+
+
+def _positions(
+  model: decoder.Decoder, tokens: Sequence[int]
+) -> tuple[int, ...]:
+  """Returns the positions that are meant, each once, in order."""
+  longest = model.config.context_length
+  chosen = sorted(set(_whole(tokens, 'tokens')))
+  if not chosen or chosen[0] < 0 or chosen[-1] >= longest:
+    raise errors.MeJaxError(
+      f'tokens must be positions in a text, some of 0 to {longest - 1}, not'
+      f' {str(chosen):.60}'
+    )
+  return tuple(chosen)
+
+
+def _whole(values: Sequence[int], what: str) -> tuple[int, ...]:
+  """Returns whole numbers of any integer type."""
+  try:
+    return tuple(operator.index(value) for value in values)
+  except TypeError:
+    raise errors.MeJaxError(
+      f'{what} must be given in whole numbers, not {str(values):.60}'
+    ) from None
 
 
 def _massive(report: me_report.MEReport) -> tuple[int, float]:

@@ -17,7 +17,7 @@ from tests.support import planted
 from tests.support.planted import Plant
 
 SPIKE = 9
-SINK_LAYER, SINK_HEAD, CONSTANT = 5, 2, 3
+SINK_LAYER, SINK_HEAD = 5, 2
 
 
 def spiking(**kwargs):
@@ -25,27 +25,9 @@ def spiking(**kwargs):
 
 
 def with_a_sink(model, params):
-  """Makes one head look at whatever holds the spike.
-
-  Its keys read the spike's channel, its queries one that all tokens share, both
-  in the two dimensions of a head that rotate slowest.
-  """
-  config = model.config
-  params = jax.tree.map(np.array, params)
-  params['embed_tokens']['embedding'][:, CONSTANT] = 1.0
-  attention = params['layers']['self_attn']
-  slow = config.head_dim // 2 - 1
-  group = SINK_HEAD // (
-    config.num_attention_heads // config.num_key_value_heads
+  return model, planted.with_a_sink(
+    model, params, layer=SINK_LAYER, head=SINK_HEAD, channel=SPIKE
   )
-  for name, head, channel, size in (
-    ('q_proj', SINK_HEAD, CONSTANT, 20.0),
-    ('k_proj', group, SPIKE, 5.0),
-  ):
-    kernel = attention[name]['kernel'][SINK_LAYER]
-    kernel[:, head * config.head_dim : (head + 1) * config.head_dim] = 0.0
-    kernel[channel, head * config.head_dim + slow] = size
-  return model, jax.tree.map(jnp.asarray, params)
 
 
 def ragged(seed=3):

@@ -9,12 +9,14 @@ activation there is about D and the amount written is about what was asked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from me_jax.analysis import me_report
 from me_jax.models import batch as batch_lib
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
@@ -22,6 +24,7 @@ from me_jax.models import params as params_lib
 
 BOS = 1
 WIDTH, FFN, LAYERS, VOCAB = 64, 24, 8, 50
+_SHARED = 3  # a channel that all tokens have, where a sink is planted
 
 
 class Plant(NamedTuple):
@@ -131,3 +134,54 @@ def let_through(
     after['weight'] = after['weight'].at[layer, to].set(weight)
     others = np.setdiff1d(np.arange(FFN), [plant.neuron for plant in plants])
     down['kernel'] = down['kernel'].at[layer, others, to].set(0.0)
+
+
+def with_a_sink(
+  model: decoder.Decoder,
+  params: dict,
+  *,
+  layer: int,
+  head: int,
+  channel: int,
+  size: float = 5.0,
+) -> dict:
+  """Returns parameters whose one head looks at whatever holds a channel.
+
+  Its keys read the channel, its queries one that all tokens share, both in the
+  two dimensions of a head that rotate slowest.
+  """
+  config = model.config
+  params = jax.tree.map(np.array, params)
+  params['embed_tokens']['embedding'][:, _SHARED] = 1.0
+  attention = params['layers']['self_attn']
+  slow = config.head_dim // 2 - 1
+  group = head // (config.num_attention_heads // config.num_key_value_heads)
+  for name, at, read, value in (
+    ('q_proj', head, _SHARED, 20.0),
+    ('k_proj', group, channel, size),
+  ):
+    kernel = attention[name]['kernel'][layer]
+    kernel[:, at * config.head_dim : (at + 1) * config.head_dim] = 0.0
+    kernel[read, at * config.head_dim + slow] = value
+  return jax.tree.map(jnp.asarray, params)
+
+
+def report(
+  layer: int | None = 4,
+  span: Sequence[int] = (4,),
+  verdict: str = 'single',
+  median: float = 0.3,
+) -> me_report.MEReport:
+  """Returns what `find_me_layer` would say, as far as a mask asks."""
+  fields = {
+    field.name: None for field in dataclasses.fields(me_report.MEReport)
+  }
+  return me_report.MEReport(
+    **fields
+    | {
+      'layer': layer,
+      'span': tuple(span),
+      'verdict': verdict,
+      'median': np.full(LAYERS, median),
+    }
+  )
