@@ -116,6 +116,7 @@ def _define_settings(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> None:
   """Runs the verb."""
   forms = _check(flags)
+  from me_jax.cli import mitigate_table
   from me_jax.mitigation import corpora
   from me_jax.mitigation import relax
   from me_jax.mitigation import tune
@@ -154,22 +155,32 @@ def run(flags: absl_flags.FlagValues) -> None:
       seed=flags.seed,
       progress=progress.step,
     )
-    masked = found.params
+    masked, written, refused = found.params, {}, None
     if result.chosen is not None:
       masked = wemask.apply(
         found.model, found.params, result.chosen.recipe, batch=found.batch
       )
-      result = _write(
-        found, masked, result, texts, tokenizer, targets, flags, progress
-      )
-    page = _report(found, masked, result, flags, progress)
-  from me_jax.cli import mitigate_table
-
+      forms_of = {form: masked for form in targets}
+      if 'baked' in targets:
+        forms_of['baked'], refused = _bake(found, masked, texts, progress)
+      if forms_of.get('baked') is None:
+        forms_of.pop('baked', None)
+      else:
+        result = relax.with_baked(
+          found.model, found.params, masked, forms_of['baked'], texts, result,
+          seed=flags.seed, progress=progress.step,
+        )  # fmt: skip
+      written = {form: targets[form] for form in forms_of}
+      _write(found, forms_of, result, tokenizer, targets, flags, progress)
+    page = _report(found, masked, result, refused, flags, progress)
   mitigate_table.show(result)
-  if result.chosen is None:
-    print('\nno model was written')
-  for form in targets if result.chosen is not None else ():
-    print(f'wrote {targets[form]} ({form})')
+  print()
+  for form, folder in written.items():
+    print(f'wrote {folder} ({form})')
+  if refused:
+    print(f'not baked: {refused}')
+  if not written:
+    print('no model was written')
   print(f'wrote {page}, and beside it report.json and figures/')
 
 
@@ -280,68 +291,72 @@ def _encode(
   ]
 
 
-def _write(
+def _bake(
   found: running.Running,
   masked: Any,
-  result: Any,
   texts: Sequence[Any],
+  progress: session.Progress,
+) -> tuple[Any, str | None]:
+  """Returns weights that hold the mask, or why there are none."""
+  from me_jax.mitigation import bake
+  from me_jax.models import batch as batch_lib
+
+  ids = [ids for corpus in texts for ids, _ in corpus.calibration]
+  batch = batch_lib.make_batch(sorted(ids, key=len, reverse=True), pack=True)
+  try:
+    baked = bake.bake(
+      found.model,
+      masked,
+      batch,
+      progress=functools.partial(progress.step, 'baking'),
+    )
+  except errors.MeJaxError as error:
+    # The mask itself is as good as before: the other forms are written.
+    return None, str(error)
+  return baked.params, None
+
+
+def _write(
+  found: running.Running,
+  forms_of: dict[str, Any],
+  result: Any,
   tokenizer: Any,
   targets: dict[str, str],
   flags: Any,
   progress: session.Progress,
-) -> Any:
-  """Writes the model in every form; returns the outcome with the baked one."""
+) -> None:
+  """Writes the model in every form."""
   from me_jax.checkpoints import export
   from me_jax.checkpoints import load
   from me_jax.checkpoints import orbax
-  from me_jax.mitigation import bake
-  from me_jax.mitigation import relax
-  from me_jax.models import batch as batch_lib
 
-  lm = load.LoadedModel(found.model, masked, tokenizer, found.model.config)
-  metadata = {
-    'mitigation': {
-      'method': 'WeMask',
-      'recipe': result.chosen.recipe.to_json(),
-      'model': found.report.provenance['model'],
-      'command': flags_lib.command_line('mitigate', flags),
+  for form, params in forms_of.items():
+    lm = load.LoadedModel(found.model, params, tokenizer, found.model.config)
+    metadata = {
+      'mitigation': {
+        'method': 'WeMask',
+        'form': form,
+        'recipe': result.chosen.recipe.to_json(),
+        'model': found.report.provenance['model'],
+        'command': flags_lib.command_line('mitigate', flags),
+      }
     }
-  }
-  if 'baked' in targets:
-    ids = [ids for t in texts for ids, _ in t.calibration]
-    progress.step('baking', 0, 1)
-    baked = bake.bake(
-      found.model,
-      masked,
-      batch_lib.make_batch(sorted(ids, key=len, reverse=True), pack=True),
-    ).params
-    progress.step('baking', 1, 1)
-    result = relax.with_baked(
-      found.model, found.params, masked, baked, texts, result,
-      seed=flags.seed, progress=progress.step,
-    )  # fmt: skip
-  told = functools.partial(progress.step, 'writing')
-  for form, target in targets.items():
-    tree = lm._replace(params=baked) if form == 'baked' else lm
-    what = {'form': form} | metadata['mitigation']
-    if form == 'orbax':
-      orbax.save(tree, target, metadata={'mitigation': what}, overwrite=True)
-    else:
-      export.export(
-        tree, target, metadata={'mitigation': what}, overwrite=True,
-        progress=told,
-      )  # fmt: skip
-  return result
+    write = orbax.save if form == 'orbax' else export.export
+    progress.step(f'writing {form}', 0, 1)
+    write(lm, targets[form], metadata=metadata, overwrite=True)
+    progress.step(f'writing {form}', 1, 1)
 
 
 def _report(
   found: running.Running,
   masked: Any,
   result: Any,
+  refused: str | None,
   flags: Any,
   progress: session.Progress,
 ) -> Any:
   """Writes the page."""
+  from me_jax.cli import mitigate_table
   from me_jax.plotting import report as report_lib
   from me_jax.plotting.sections import emergence
   from me_jax.plotting.sections import mitigation
@@ -353,10 +368,11 @@ def _report(
     os.path.join(flags.out, REPORT),
     [section, emergence.section(found.report)],
     title=f'Relaxing the massive activations of {flags.model}',
-    headline=section.finding,
+    headline=mitigate_table.headline(result),
     provenance=found.report.provenance
     | {'seed': flags.seed, 'data': flags.data or 'built-in'},
     command=flags_lib.command_line('mitigate', flags),
+    open_points=[f'No weights were baked: {refused}'] if refused else (),
     progress=functools.partial(progress.step, 'drawing'),
   )
 

@@ -47,7 +47,7 @@ def _written(planted_folder, data, tmp_path_factory):
   out = tmp_path_factory.mktemp('out') / 'new'
   argv = [
     'mitigate', f'--model={planted_folder}', f'--data={data}', f'--out={out}',
-    '--strength=0.5', '--write=orbax,hf,baked', *SETTINGS,
+    '--strength=0.5', '--tokens=massive', '--write=orbax,hf,baked', *SETTINGS,
   ]  # fmt: skip
   assert cli.main(argv) == 0
   return out
