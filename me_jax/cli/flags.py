@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import shlex
 import textwrap
 from types import ModuleType
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -108,7 +109,7 @@ def parse(
 def command_line(verb: str, flags: absl_flags.FlagValues) -> str:
   """Returns what a shell would be told to run a verb with these flags again."""
   given = [
-    f'--{name}={flags[name].value}'
+    f'--{name}={_spell(flags[name].value)}'
     for name in flags
     if flags[name].value != flags[name].default
   ]
@@ -121,7 +122,8 @@ def help_text(verb: str, module: ModuleType) -> str:
   lines = [f'Usage: me-jax {verb} [--flag=value ...]', '', module.HELP, '']
   for name in flags:
     flag = flags[name]
-    default = '' if flag.default in (None, False) else f' [{flag.default}]'
+    default = flag.default
+    default = '' if default in (None, False) else f' [{_spell(default)}]'
     choices = getattr(flag.parser, 'enum_values', None)
     values = f'={"|".join(choices)}' if choices else '=...'
     lines.append(f'  --{name}{"" if flag.boolean else values}{default}')
@@ -129,6 +131,11 @@ def help_text(verb: str, module: ModuleType) -> str:
       flag.help, 72, initial_indent=' ' * 6, subsequent_indent=' ' * 6
     )
   return '\n'.join(lines)
+
+
+def _spell(value: Any) -> str:
+  """Writes a flag's value as a shell would be given it."""
+  return ','.join(value) if isinstance(value, list) else str(value)
 
 
 def _declared(module: ModuleType) -> absl_flags.FlagValues:

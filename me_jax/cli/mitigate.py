@@ -12,6 +12,7 @@ from absl import flags as absl_flags
 
 from me_jax import errors
 from me_jax.cli import flags as flags_lib
+from me_jax.cli import mitigate_flags
 from me_jax.cli import running
 from me_jax.cli import session
 
@@ -21,101 +22,17 @@ other texts with controls and intervals, and writes the relaxed model: --out get
 report/ with a page and every number, and a folder for each form of the model. No
 weight is trained. When no mask helps, it says so and writes no model."""
 
-_OUT = 'mitigate'
-REPORT, FORMS = 'report', ('orbax', 'hf', 'baked')
-_MOST = 10**9
+_REPORT = 'report'
 
 
 def define(flags: absl_flags.FlagValues) -> None:
   """Declares the verb's flags."""
-  flags_lib.define_model(flags)
-  flags_lib.define_prompts(flags)
-  absl_flags.DEFINE_string(
-    'data',
-    None,
-    'texts to choose and to measure on: a folder with gsm8k/train.jsonl, '
-    'gsm8k/test.jsonl, math500/test.jsonl, text/c4_demo.jsonl, '
-    'wikitext2/valid.txt, of which those that are there are used; or a folder '
-    'of other .jsonl and .txt files, or one, of which the first half is for '
-    'choosing. Default: the built-in prompts, which are few.',
-    flag_values=flags,
-  )
-  _define_settings(flags)
-  for name, default, what in (
-    ('calibration', 32, 'texts that a mask is chosen on: chats, and as many '
-     'plain ones.'),
-    ('texts', 32, 'texts of each corpus that it is measured on, at most.'),
-    ('length', 384, 'tokens of a text: plain ones are cut there, longer chats '
-     'are left out.'),
-  ):  # fmt: skip
-    absl_flags.DEFINE_integer(
-      name, default, what, lower_bound=2, upper_bound=_MOST, flag_values=flags
-    )
-  absl_flags.DEFINE_float(
-    'budget',
-    0.005,
-    'nats per token that plain text may lose on calibration texts.',
-    flag_values=flags,
-  )
-  absl_flags.DEFINE_list(
-    'write',
-    'orbax,baked',
-    'forms of the model to write, any of: orbax (a folder for me_jax, the mask '
-    'a parameter), hf (a Hugging Face folder with the mask as extra tensors, '
-    'which me_jax reads and others ignore), baked (a Hugging Face folder whose '
-    'weights hold the mask, for any runtime); none for none.',
-    flag_values=flags,
-  )
-  absl_flags.DEFINE_string(
-    'out',
-    _OUT,
-    'the folder to write into. What an earlier run has written there is '
-    'replaced.',
-    flag_values=flags,
-  )
-  absl_flags.DEFINE_integer(
-    'seed',
-    0,
-    'of random channels and of the bootstrap.',
-    lower_bound=0,
-    upper_bound=_MOST,
-    flag_values=flags,
-  )
-
-
-def _define_settings(flags: absl_flags.FlagValues) -> None:
-  """Declares which masks are tried."""
-  for name, default, what in (
-    ('select', 'weight,me_weight', 'how channels are chosen, any of: weight, '
-     'me_weight, activation, random, weight_bottom.'),
-    ('layers', 'after,next', 'which layers are masked: after (all after the '
-     'span), next (the one after it), or one set as numbers joined by +, such '
-     'as 12+13+20.'),
-    ('rate', '0.25,0.5,0.75,1', 'shares of the channels that are masked.'),
-    ('strength', '0.5,1', 'how much of a masked channel is taken away.'),
-  ):  # fmt: skip
-    absl_flags.DEFINE_list(
-      name, default, f'{what} Every combination is tried.', flag_values=flags
-    )
-  absl_flags.DEFINE_string(
-    'tokens',
-    'first',
-    'which tokens are masked: first (of every text), massive (found while the '
-    'model runs), or positions joined by +, such as 0+1.',
-    flag_values=flags,
-  )
-  absl_flags.DEFINE_boolean(
-    'by_layer',
-    True,
-    'also look for a strength for each layer. Not done when the flags leave one '
-    'setting only, which is then taken as it is.',
-    flag_values=flags,
-  )
+  mitigate_flags.define(flags)
 
 
 def run(flags: absl_flags.FlagValues) -> None:
   """Runs the verb."""
-  forms = _check(flags)
+  forms = mitigate_flags.check(flags)
   from me_jax.cli import mitigate_table
   from me_jax.mitigation import corpora
   from me_jax.mitigation import relax
@@ -124,7 +41,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
   found_corpora = corpora.read(flags.data) if flags.data else corpora.builtin()
   checkpoint, prompts = running.read(flags)
-  _check_layers(flags, checkpoint.config.num_hidden_layers)
+  mitigate_flags.check_layers(flags, checkpoint.config.num_hidden_layers)
   targets = _targets(flags.out, forms)
   with session.progress() as progress:
     found = running.find(flags, checkpoint, prompts, progress)
@@ -136,10 +53,10 @@ def run(flags: absl_flags.FlagValues) -> None:
       found.model,
       found.report,
       selections=flags.select,
-      layers=[_numbers(x) for x in flags.layers],
-      rates=_floats(flags, 'rate'),
-      strengths=_floats(flags, 'strength'),
-      tokens=_numbers(flags.tokens),
+      layers=[mitigate_flags.numbers(x) for x in flags.layers],
+      rates=mitigate_flags.floats(flags, 'rate'),
+      strengths=mitigate_flags.floats(flags, 'strength'),
+      tokens=mitigate_flags.numbers(flags.tokens),
       seed=flags.seed,
     )
     result = relax.relax(
@@ -184,83 +101,13 @@ def run(flags: absl_flags.FlagValues) -> None:
   print(f'wrote {page}, and beside it report.json and figures/')
 
 
-def _check(flags: Any) -> list[str]:
-  """Returns the forms to write, after looking over the flags.
-
-  Raises:
-    MeJaxError: one of them cannot be.
-  """
-  forms = [] if flags.write == ['none'] else list(dict.fromkeys(flags.write))
-  for form in forms:
-    if form not in FORMS:
-      raise errors.MeJaxError(
-        f'--write={form!s:.40}: must be some of {", ".join(FORMS)}, or none'
-        f'{errors.nearest(form, FORMS)}'
-      )
-  if not flags.budget >= 0:
-    raise errors.MeJaxError(
-      f'--budget={flags.budget}: nats per token, must be 0 or more'
-    )
-  for name in ('rate', 'strength'):
-    values = _floats(flags, name)
-    if not values or not all(0 <= value <= 1 for value in values):
-      raise errors.MeJaxError(
-        f'--{name}={",".join(getattr(flags, name))}: must be numbers from 0 to 1'
-      )
-  for name in ('select', 'layers'):
-    if not getattr(flags, name):
-      raise errors.MeJaxError(f'--{name} lacks a value: write --{name}=VALUE.')
-  from me_jax.mitigation import channels
-  from me_jax.mitigation import wemask
-
-  for name, values, words in (
-    ('select', flags.select, channels.SELECTIONS),
-    ('layers', [_numbers(x) for x in flags.layers], wemask.LAYERS),
-    ('tokens', [_numbers(flags.tokens)], wemask.TOKENS),
-  ):
-    for value in values:
-      if isinstance(value, str) and value not in words:
-        numbers = '' if name == 'select' else ', or numbers joined by +'
-        raise errors.MeJaxError(
-          f'--{name}={value:.40}: must be {", ".join(words)}{numbers}'
-          f'{errors.nearest(value, words)}'
-        )
-  return forms
-
-
-def _check_layers(flags: Any, depth: int) -> None:
-  """Raises MeJaxError for a layer that the model does not have."""
-  for layers in map(_numbers, flags.layers):
-    if isinstance(layers, list) and max(layers) >= depth:
-      raise errors.MeJaxError(
-        f'--layers: there is no layer {max(layers)}, the model has 0 to'
-        f' {depth - 1}'
-      )
-
-
-def _floats(flags: Any, name: str) -> list[float]:
-  """Reads a list of numbers."""
-  try:
-    return [float(value) for value in getattr(flags, name)]
-  except ValueError:
-    raise errors.MeJaxError(
-      f'--{name}={",".join(getattr(flags, name))}: must be numbers from 0 to 1'
-    ) from None
-
-
-def _numbers(value: str) -> str | list[int]:
-  """Reads 12+13+20 as a list; leaves a word as it is."""
-  parts = value.split('+')
-  return [int(x) for x in parts] if all(map(str.isdigit, parts)) else value
-
-
 def _targets(out: str, forms: Sequence[str]) -> dict[str, str]:
   """Returns the folder of each form, after checking all that is written."""
   from me_jax.checkpoints import export
   from me_jax.checkpoints import orbax
   from me_jax.plotting import report as report_lib
 
-  report_lib.check_target(os.path.join(out, REPORT))
+  report_lib.check_target(os.path.join(out, _REPORT))
   check = {'orbax': orbax.check_target, 'hf': export.check_target}
   check['baked'] = export.check_target
   return {
@@ -365,7 +212,7 @@ def _report(
     result, maps=_maps(found, masked) if result.chosen else None
   )
   return report_lib.write(
-    os.path.join(flags.out, REPORT),
+    os.path.join(flags.out, _REPORT),
     [section, emergence.section(found.report)],
     title=f'Relaxing the massive activations of {flags.model}',
     headline=mitigate_table.headline(result),
