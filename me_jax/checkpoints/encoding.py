@@ -94,8 +94,11 @@ def token_ids(
   return result
 
 
-def spell(tokenizer: Any, token: int) -> str:
-  """Returns a token as text, or the vocabulary's name for a part of one."""
+def spell(tokenizer: Any, token: int) -> str | None:
+  """Returns a token as text, or the vocabulary's name for a part of one.
+
+  None for an id that only the model has: vocabularies are padded.
+  """
   text = tokenizer.decode([token])
   broken = not text or '\ufffd' in text
   return tokenizer.convert_ids_to_tokens(token) if broken else text

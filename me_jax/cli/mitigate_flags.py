@@ -30,10 +30,10 @@ def define(flags: absl_flags.FlagValues) -> None:
   )
   _define_settings(flags)
   for name, default, what in (
-    ('calibration', 32, 'texts that a mask is chosen on: chats, and as many '
+    ('calibration', 24, 'texts that a mask is chosen on: chats, and as many '
      'plain ones.'),
-    ('texts', 32, 'texts of each corpus that it is measured on, at most.'),
-    ('length', 384, 'tokens of a text: plain ones are cut there, longer chats '
+    ('texts', 24, 'texts of each corpus that it is measured on, at most.'),
+    ('length', 320, 'tokens of a text: plain ones are cut there, longer chats '
      'are left out.'),
   ):  # fmt: skip
     absl_flags.DEFINE_integer(
@@ -79,7 +79,7 @@ def _define_settings(flags: absl_flags.FlagValues) -> None:
     ('layers', 'after,next', 'which layers are masked: after (all after the '
      'span), next (the one after it), or one set as numbers joined by +, such '
      'as 12+13+20.'),
-    ('rate', '0.25,0.5,0.75,1', 'shares of the channels that are masked.'),
+    ('rate', '0.25,0.5,1', 'shares of the channels that are masked.'),
     ('strength', '0.5,1', 'how much of a masked channel is taken away.'),
   ):  # fmt: skip
     absl_flags.DEFINE_list(

@@ -98,6 +98,23 @@ def test_verdicts():
     assert made(found, report).verdict == 'not tested'
 
 
+@pytest.mark.parametrize(
+  ('others', 'why'),
+  [(0.0, 'its norm is taken away'), (3.0, '3.0 other tokens')],
+)
+def test_a_lower_rank_is_laid_to_other_massive_tokens_where_there_are_some(
+  others, why
+):
+  found, report, _ = diagnosed(*CASES['single'])
+  rank_L2 = np.where(np.arange(8) > 4, 5.0, 9.0)[:, None] * np.ones((1, 2))
+  found = found.replace(
+    diversity=found.diversity.replace(effective_rank=rank_L2),
+    sinks=found.sinks.replace(secondary=np.full(8, others)),
+  )
+  section = diversity.section(found, report)
+  assert section.verdict == 'in part' and why in section.finding
+
+
 def test_a_cosine_is_rounded_down():
   found, report, _ = diagnosed(*CASES['single'])
   almost = np.full_like(found.rigidity.state.mean_L, 0.99998)

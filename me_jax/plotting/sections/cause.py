@@ -134,10 +134,10 @@ def _finding(
   ]
   said += _doses(factorial)
   if factorial.prefixes < 5:
-    said.append(
-      f'There are only {factorial.prefixes} distinct massive tokens: the '
-      'intervals say little.'
-    )
+    few = f'are only {factorial.prefixes} distinct massive tokens'
+    if factorial.prefixes == 1:
+      few = 'is only one distinct massive token'
+    said.append(f'There {few}: the intervals say little.')
   return said
 
 

@@ -18,6 +18,8 @@ _CLAIM = (
 )
 # Change of the effective rank that counts as one.
 _CHANGE = 0.05
+# Other tokens a text, along the massive one, from which they are mentioned.
+_OTHERS = 0.5
 
 
 def section(
@@ -46,7 +48,8 @@ def section(
   verdict = 'not tested'
   finding = f'The effective rank lies between {_range(rank_L2[:, 0])}.'
   if where is not None and len(where.after):
-    verdict, finding = _finding(rank_L2, change_L, where)
+    others = float(found.sinks.secondary[where.after].mean())
+    verdict, finding = _finding(rank_L2, change_L, where, others)
   return spec.Section(
     name='diversity',
     title='Diversity of what attention receives',
@@ -62,8 +65,12 @@ def section(
 
 
 def _finding(
-  rank_L2: np.ndarray, change_L: np.ndarray, where: where_lib.Where
+  rank_L2: np.ndarray,
+  change_L: np.ndarray,
+  where: where_lib.Where,
+  others: float,
 ) -> tuple[str, str]:
+  """Returns verdict and finding; `others` are a text's other massive tokens."""
   after = rank_L2[where.after, 0].mean()
   change = change_L[where.after].mean()
   said = (
@@ -79,6 +86,11 @@ def _finding(
   lower = after < (1 - _CHANGE) * before
   if lower and change > _CHANGE:
     return 'holds', said
+  if lower and others >= _OTHERS:
+    return 'in part', said + (
+      f' It is lower after the span, where {others:.1f} other tokens a text '
+      'point along the massive one: taking one away leaves the others.'
+    )
   if lower:
     return 'in part', said + (
       ' It is lower after the span, but not because the massive token is among '

@@ -70,8 +70,8 @@ def _finding(
   after = mean_L[where.after].mean()
   largest = found.largest[where.after].mean()
   said = (
-    f'In {where_lib.spell(where.after)}, which receive the plateau, the massive '
-    f'token gets {after:.3f} of the attention on average over heads, more than '
+    f'On the plateau, in {where_lib.spell(where.after)}, the massive token gets '
+    f'{after:.3f} of the attention on average over heads, more than '
     f'{sinks.SINK} in {rate_L[where.after].mean():.1%} of heads and texts, and '
     f'is the most attended token of {largest:.1%} of later queries.'
   )

@@ -23,7 +23,7 @@ _MOST_ROWS = 20
 _BINS = 10  # a decade of |x|, or to 1 on either side of 0
 _GROUPS = ('special tokens', 'ordinary tokens', 'all tokens')
 
-Spell = Callable[[int], str]
+Spell = Callable[[int], str | None]
 
 
 def section(
@@ -69,16 +69,16 @@ def _finding(
   if probe.sampled:
     said = [
       f'Of {every.tokens:,} tokens {every.probed:,} were run alone, and '
-      f'{every.spikes:,} spike: {_interval(every)} of the vocabulary.'
+      f'{_spike(every)}: {_interval(every)} of the vocabulary.'
     ]
   else:
     said = [
-      f'{every.spikes:,} of {every.tokens:,} tokens spike when they stand alone '
+      f'Of {every.tokens:,} tokens {_spike(every)} when alone '
       f'({every.share:.2%}).'
     ]
   if probe.special.tokens:
     told = probe.special
-    said.append(f'Of {told.tokens} special tokens {told.spikes} do.')
+    said.append(f'Of {told.tokens} special tokens {_spike(told)}.')
   if len(quiet):
     some = ', '.join(_name(int(i), spell) for i in quiet[:5])
     more = f', and {len(quiet) - 5:,} more' if len(quiet) > 5 else ''
@@ -91,7 +91,7 @@ def _finding(
     cosine = np.quantile(probe.alone.cosine[probe.alone.spikes], 0.05)
     said.append(
       f'Of those that do, nine in ten reach {low:.2f} to {high:.2f} of the '
-      "plateau's length along it; the cosine with it is above "
+      "plateau's length along it; the cosine with it is at least "
       # Rounded down: 0.99998 is no 1.
       f'{math.floor(cosine * 1e4) / 1e4:.4f} in 95%.'
     )
@@ -240,5 +240,11 @@ def _interval(tally: vocabulary_report.Tally) -> str:
   return f'{tally.share:.2%} ({tally.low:.2%} to {tally.high:.2%})'
 
 
+def _spike(tally: vocabulary_report.Tally) -> str:
+  return f'{tally.spikes:,} spike{"s" if tally.spikes == 1 else ""}'
+
+
 def _name(token: int, spell: Spell | None) -> str:
-  return f'token {token}' if spell is None else repr(spell(token))
+  # A model's vocabulary may be longer than its tokenizer's.
+  spelled = spell(token) if spell is not None else None
+  return f'token {token}' if spelled is None else repr(spelled)

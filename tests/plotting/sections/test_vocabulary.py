@@ -68,12 +68,18 @@ def test_the_verdict_needs_both_the_tokens_and_their_control(
 
 def test_numbers_and_names_are_in_the_words():
   section = vocabulary.section(made(97, 0), spell=lambda token: f'<{token}>')
-  assert '97 of 100 tokens spike' in section.finding
+  assert 'Of 100 tokens 97 spike when' in section.finding
   assert "'<97>', '<98>', '<99>'" in section.finding
-  assert '0.9999 in 95%' in section.finding, 'rounded down'
+  assert 'at least 0.9999 in 95%' in section.finding, 'rounded down'
   assert "behind '<1>'" in section.control
   quiet = section.tables[-1]
   assert [row[0] for row in quiet.rows] == ["'<97>'", "'<98>'", "'<99>'"]
+
+
+def test_an_id_that_the_tokenizer_lacks_is_a_number():
+  section = vocabulary.section(made(99, 0), spell=lambda token: None)
+  assert 'This one does not: token 99.' in section.finding
+  assert 'None' not in section.finding + section.control
 
 
 def test_a_sample_is_said_to_be_one_with_its_interval():
