@@ -33,7 +33,8 @@ def read(path: str | os.PathLike[str]) -> list[Prompt]:
     path: `.jsonl`, with an object a line that has `text` or `prompt` (a
       string), `messages` (a chat), or a question and its answer, which become
       one (`question` and `answer`, `problem` and `solution`, `prompt` and
-      `response`, `instruction` and `output`); or plain text, a prompt a line.
+      `response`, `instruction` and `output` with, maybe, an `input`); or plain
+      text, a prompt a line.
 
   Returns:
     Strings and chats, in order.
@@ -96,11 +97,18 @@ def _prompt(row: Any) -> Prompt | None:
     )
     return messages if sound else None
   for question, answer in _PAIRS:
-    pair = row.get(question), row.get(answer)
-    if all(isinstance(part, str) and part.strip() for part in pair):
-      roles = ('user', 'assistant')
+    asked, said = row.get(question), row.get(answer)
+    if _holds_text(asked) and _holds_text(said):
+      # What an instruction is about.
+      if question == 'instruction' and _holds_text(row.get('input')):
+        asked = f'{asked}\n\n{row["input"]}'
       return [
-        {'role': role, 'content': part} for role, part in zip(roles, pair)
+        {'role': 'user', 'content': asked},
+        {'role': 'assistant', 'content': said},
       ]
-  text = row.get('text', row.get('prompt'))
-  return text if isinstance(text, str) else None
+  texts = (row.get(name) for name in ('text', 'prompt'))
+  return next(filter(_holds_text, texts), None)
+
+
+def _holds_text(value: Any) -> bool:
+  return isinstance(value, str) and bool(value.strip())

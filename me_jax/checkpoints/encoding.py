@@ -53,8 +53,13 @@ def token_ids(
   config: config_lib.ModelConfig,
   texts: Sequence[str | list[dict[str, str]]],
   bos: str = 'auto',
+  *,
+  any_length: bool = False,
 ) -> list[list[int]]:
-  """Returns the ids of each text; arguments and errors as in `encode`."""
+  """Returns the ids of each text; arguments and errors as in `encode`.
+
+  With `any_length` texts that exceed the context are left to the caller.
+  """
   if bos not in BOS:
     raise errors.MeJaxError(
       f'bos is {bos!r}, must be one of {", ".join(BOS)}'
@@ -78,7 +83,7 @@ def token_ids(
     for ids in _variants(tokenizer, number, text, bos, bos_id):
       if not ids:
         raise errors.MeJaxError(f'prompt {number} is empty: it has no tokens.')
-      if len(ids) > config.context_length:
+      if len(ids) > config.context_length and not any_length:
         raise errors.MeJaxError(
           f'prompt {number} has {len(ids)} tokens, more than the context of '
           f'{config.context_length}: shorten it.'

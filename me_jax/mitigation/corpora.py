@@ -1,13 +1,15 @@
 """Which texts is a mask chosen on, and which is it measured on?
 
-Never the same ones. Chats and plain texts are apart, because what stands at a
-text's first position differs.
+Never the same ones: a text that occurs among both is only measured on. Chats
+and plain texts are apart, because what stands at a text's first position
+differs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import json
 import os
 from typing import Any
 
@@ -27,6 +29,9 @@ _KNOWN = (
   ('WikiText-2', 'wikitext2/valid.txt', 'wikitext2/valid.txt'),
 )
 _ENDINGS = ('.jsonl', '.txt')
+# An answer that none starts like. Not a space or newline: tokenizers join those
+# to what a template writes before an answer.
+_OTHER = '§'
 
 # Token ids of a text, and how many come before the answer that it ends with.
 Encoded = tuple[list[int], int]
@@ -51,11 +56,7 @@ class Corpus:
 
 def builtin() -> list[Corpus]:
   """Returns the built-in prompts, a few of each kind: every other calibrates."""
-  texts = prompts_lib.builtin()
-  groups = {
-    'built-in chats': [text for text in texts if isinstance(text, list)],
-    'built-in texts': [text for text in texts if isinstance(text, str)],
-  }
+  groups = _kinds('built-in', prompts_lib.builtin())
   return [
     _corpus(name, group[::2], group[1::2]) for name, group in groups.items()
   ]
@@ -69,7 +70,7 @@ def read(path: str | os.PathLike[str]) -> list[Corpus]:
       MATH-500, C4, WikiText-2: `gsm8k/train.jsonl` and so on), of which those
       that are there are used; or a folder of other .jsonl and .txt files, or
       one such file, of which the first half is for choosing and the second for
-      measuring.
+      measuring. A file of chats and plain texts becomes two corpora.
 
   Returns:
     The corpora, chats first.
@@ -85,11 +86,13 @@ def read(path: str | os.PathLike[str]) -> list[Corpus]:
     for entry in _KNOWN
     if os.path.isfile(os.path.join(path, entry[-1]))
   ]
-  found = known or [_halved(file) for file in _files(path)]
+  found = known or [part for file in _files(path) for part in _halved(file)]
+  found = _apart(found)
   if not any(corpus.calibration for corpus in found):
     raise errors.MeJaxError(
       f'{path} holds nothing to choose a mask on: it needs .jsonl or .txt files'
-      ' of at least two texts, or gsm8k/train.jsonl'
+      ' of at least two different texts, or gsm8k/train.jsonl beside'
+      ' gsm8k/test.jsonl'
     )
   return sorted(found, key=lambda corpus: not corpus.chat)
 
@@ -101,7 +104,7 @@ def encode(
   count: int,
   length: int,
 ) -> list[Encoded]:
-  """Turns the first texts that fit into token ids.
+  """Turns the first texts that fit, and have a token to predict, into ids.
 
   Args:
     tokenizer: of the model.
@@ -111,23 +114,33 @@ def encode(
     length: a plain text is cut there; a longer chat is left out.
 
   Raises:
-    MeJaxError: as `encoding.token_ids` does.
+    MeJaxError: as `encoding.token_ids` does, whatever the texts' length.
   """
   length = min(length, config.context_length)
   result: list[Encoded] = []
   for text in texts:
     if len(result) == count:
       break
+    before = 0
     if isinstance(text, str):
       # Beyond this many characters no cut text can reach.
-      part = text[: length * 64]
-      ids = encoding.token_ids(tokenizer, config, [part])[0][:length]
-      result.append((ids, 0))
-      continue
-    ids = encoding.token_ids(tokenizer, config, [text])[0]
-    if len(ids) <= length:
-      result.append((ids, _before_answer(tokenizer, config, text, ids)))
-  return [(ids, before) for ids, before in result if len(ids) > before + 1]
+      ids = _ids(tokenizer, config, text[: length * 64])[:length]
+    else:
+      ids = _ids(tokenizer, config, text)
+      if len(ids) > length:
+        continue
+      before = _before_answer(tokenizer, config, text, ids)
+    # The first token is never predicted.
+    if len(ids) > max(before, 1):
+      result.append((ids, before))
+  return result
+
+
+def _ids(
+  tokenizer: Any, config: config_lib.ModelConfig, text: prompts_lib.Prompt
+) -> list[int]:
+  """Returns the token ids of a text of any length."""
+  return encoding.token_ids(tokenizer, config, [text], any_length=True)[0]
 
 
 def _before_answer(
@@ -140,10 +153,12 @@ def _before_answer(
   if len(chat) < 2 or chat[-1]['role'] != 'assistant':
     return 0
   # The answer is where a chat with another answer first differs.
-  other = [*chat[:-1], {'role': 'assistant', 'content': '\n§'}]
-  others = encoding.token_ids(tokenizer, config, [other])[0]
+  others = _ids(
+    tokenizer, config, [*chat[:-1], {'role': 'assistant', 'content': _OTHER}]
+  )
   same = (a == b for a, b in zip(ids, others))
-  return next((i for i, equal in enumerate(same) if not equal), 0)
+  shorter = min(len(ids), len(others))
+  return next((i for i, equal in enumerate(same) if not equal), shorter)
 
 
 def _known(
@@ -160,12 +175,38 @@ def _known(
   )
 
 
-def _halved(file: str) -> Corpus:
+def _halved(file: str) -> list[Corpus]:
   """Reads any other file."""
-  texts = _texts(file)
   name = os.path.splitext(os.path.basename(file))[0]
-  middle = len(texts) // 2
-  return _corpus(name, texts[:middle], texts[middle:])
+  return [
+    _corpus(name, texts[: len(texts) // 2], texts[len(texts) // 2 :])
+    for name, texts in _kinds(name, _texts(file)).items()
+  ]
+
+
+def _kinds(
+  name: str, texts: list[prompts_lib.Prompt]
+) -> dict[str, list[prompts_lib.Prompt]]:
+  """Tells chats and plain texts apart: lists by name of a corpus."""
+  groups = {
+    f'{name} chats': [text for text in texts if isinstance(text, list)],
+    f'{name} texts': [text for text in texts if isinstance(text, str)],
+  }
+  return groups if all(groups.values()) else {name: texts}
+
+
+def _apart(found: Sequence[Corpus]) -> list[Corpus]:
+  """Takes the texts that any mask is measured on out of the others."""
+  held_out = {json.dumps(text) for part in found for text in part.held_out}
+  return [
+    dataclasses.replace(
+      part,
+      calibration=tuple(
+        text for text in part.calibration if json.dumps(text) not in held_out
+      ),
+    )
+    for part in found
+  ]
 
 
 def _files(path: str) -> list[str]:
