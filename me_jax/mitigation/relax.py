@@ -25,6 +25,7 @@ from me_jax.models import decoder
 
 BUDGET = 0.005
 _FIRST, _FINAL = 4, 4  # a fraction of the texts; settings that stay
+_ROW = 512  # tokens of a row at least: several texts pack well
 _DOSE = ('weight', 'random', 'weight_bottom')
 
 # Called with (what is being done, done, in all).
@@ -88,9 +89,10 @@ def relax(
   def step(what: str) -> Callable[[int, int], Any] | None:
     return None if progress is None else lambda i, n: progress(what, i, n)
 
-  length = max(
+  longest = max(
     len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)
   )
+  length = max(_ROW, longest)
   whole, few = _calibration(model, texts, length, most)
   trials, dose = _choose(
     model, params, report, settings, (whole, few), batch, by_layer, seed, step
