@@ -13,7 +13,7 @@ from tests.support import folder as folder_lib
 from tests.support import planted
 
 SETTINGS = [
-  '--texts=3', '--calibration=3', '--length=40', '--rate=0.5',
+  '--texts=3', '--calibration=3', '--length=99', '--rate=0.5',
   '--layers=after', '--select=weight', '--budget=9',
 ]  # fmt: skip
 
@@ -33,10 +33,11 @@ def _data(tmp_path_factory):
   folder = tmp_path_factory.mktemp('data')
   words = np.array('one two three four five six seven eight'.split())
   random = np.random.default_rng(0)
-  texts = [' '.join(random.choice(words, 20)) for _ in range(8)]
+  # BOS is the token that is massive, wherever it stands.
+  texts = ['<bos>' + ' '.join(random.choice(words, 12)) for _ in range(8)]
   lines = [json.dumps({'text': text}) for text in texts]
   (folder / 'plain.jsonl').write_text('\n'.join(lines))
-  pairs = [{'question': t[:30], 'answer': t[30:60]} for t in texts]
+  pairs = [{'question': t[:30], 'answer': t[30:50]} for t in texts]
   (folder / 'chats.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
   return folder
 
