@@ -240,15 +240,18 @@ def plain(value: Any) -> Any:
     value: of named tuples, dicts, lists, arrays, numbers and strings.
 
   Returns:
-    The same with objects for named tuples, keys in lower case, lists for
-    arrays, floats of six digits, and None for what is not finite.
+    The same with objects for named tuples, strings as keys (`none` for None),
+    lists for arrays, floats of six digits, and None for what is not finite.
   """
   if isinstance(value, np.ndarray):
     value = value.tolist()
   if hasattr(value, '_asdict'):
     value = value._asdict()
   if isinstance(value, dict):
-    return {str(key).lower(): plain(item) for key, item in value.items()}
+    return {
+      'none' if key is None else str(key): plain(item)
+      for key, item in value.items()
+    }
   if isinstance(value, (list, tuple)):
     return [plain(item) for item in value]
   if isinstance(value, np.generic):
