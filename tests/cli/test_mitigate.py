@@ -116,7 +116,7 @@ def test_says_when_nothing_helps_and_writes_no_model(
     (['--write=onnx'], 'orbax, hf, baked'),
     (['--budget=-1'], 'budget'),
     (['--texts=0'], 'texts'),
-    (['--out={tmp}/file'], 'is'),
+    (['--out={tmp}/file'], 'cannot write'),
     (['--model={tmp}/nowhere'], 'nowhere'),
   ],
 )
