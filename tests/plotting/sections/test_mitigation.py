@@ -13,6 +13,7 @@ from me_jax.plotting import interactive
 from me_jax.plotting import spec
 from me_jax.plotting import static
 from me_jax.plotting.sections import mitigation
+from me_jax.plotting.sections import mitigation_tables
 from me_jax.plotting.sections import mitigation_verdict
 from tests.support import outcomes
 
@@ -236,3 +237,20 @@ def test_maps_stand_in_pairs():
   section = mitigation.section(outcomes.outcome(helps=False), maps=maps)
   assert section.figures[-1].panels[1].title == f'layer 12, {PAPER} mask'
   assert section.numbers['maps']['stock'][0] == pytest.approx(before, rel=1e-5)
+
+
+def test_what_costs_plain_text_too_much_comes_after_what_does_not():
+  outcome = outcomes.outcome()
+  costly = outcome.trials[1]._replace(
+    name='costly', change={'chats': -1.0, 'plain': 0.5}
+  )
+  ranked = mitigation_tables.ranked(
+    dataclasses.replace(outcome, trials=(costly, *outcome.trials[:9]))
+  )
+  assert ranked[0].name == outcome.chosen.name
+  assert ranked.index(costly) > 6
+
+
+def test_what_rounds_to_zero_has_no_sign():
+  assert mitigation_tables.number(-1e-6) == '+0.0000'
+  assert mitigation_tables.number(float('nan')) == 'no number'
