@@ -87,7 +87,8 @@ def relax(
     return None if progress is None else lambda i, n: progress(what, i, n)
 
   length = max(
-    len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)
+    (len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)),
+    default=0,
   )
   whole, few = _calibration(model, texts, length)
   trials, dose = _choose(
