@@ -106,16 +106,16 @@ def controls(
   model: decoder.Decoder, recipe: wemask.Recipe, report: me_report.MEReport
 ) -> dict[str, wemask.Recipe]:
   """Returns the controls of a recipe by name; fewer where one cannot be."""
-  found = {
-    name: dataclasses.replace(recipe, select=select)
+  found = {}
+  width = model.config.hidden_size
+  # All channels have no others to be compared with.
+  if recipe.count < width:
     for name, select in (
       ('random channels', 'random'),
       ('smallest |γ|', 'weight_bottom'),
-    )
-    if select != recipe.select
-  }
-  width = model.config.hidden_size
-  if recipe.count < width:
+    ):
+      if select != recipe.select:
+        found[name] = dataclasses.replace(recipe, select=select)
     found['all channels'] = dataclasses.replace(recipe, count=width)
   if recipe.select != 'activation' and recipe.tokens != (_OTHER,):
     found[f'token {_OTHER} instead'] = dataclasses.replace(
@@ -271,4 +271,4 @@ def to_json(value: Any) -> Any:
     return {name: to_json(part) for name, part in value.items()}
   if isinstance(value, tuple | list):
     return [to_json(part) for part in value]
-  return value.tolist() if isinstance(value, np.ndarray) else value
+  return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -90,7 +90,8 @@ def relax(
     return None if progress is None else lambda i, n: progress(what, i, n)
 
   longest = max(
-    len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)
+    (len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)),
+    default=0,
   )
   length = max(_ROW, longest)
   whole, few = _calibration(model, texts, length, most)

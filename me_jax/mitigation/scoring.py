@@ -83,8 +83,13 @@ def lay_out(
     The texts, in the order given.
 
   Raises:
-    MeJaxError: a text has nothing to predict.
+    MeJaxError: there is no text, or one has nothing to predict.
   """
+  if not texts:
+    raise errors.MeJaxError('there is no text to score')
+  for number, (ids, _) in enumerate(texts, 1):
+    if not ids:
+      raise errors.MeJaxError(f'text {number} is empty: it has no tokens')
   longest = max(len(ids) for ids, _ in texts)
   length = max(length or 0, longest)
   # Long texts first pack best; the sort also fixes which row is whose.

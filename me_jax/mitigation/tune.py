@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
+import math
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -65,23 +66,22 @@ def grid(
 ) -> dict[str, wemask.Recipe]:
   """Returns the settings with one rate and strength, by name, each once."""
   found: dict[str, wemask.Recipe] = {}
-  whole = set()
+  masks = set()
   for select in selections:
     for where in layers:
       for rate in rates:
         for strength in strengths:
-          name = where if isinstance(where, str) else 'given'
+          name = where if isinstance(where, str) else _listed(where)
           recipe = wemask.resolve(
             model, report, rate=rate, strength=strength, select=select,
             layers=where, tokens=tokens, seed=seed,
           )  # fmt: skip
-          # All channels are the same ones whatever selects them.
-          key = recipe.layers, recipe.strength
-          if rate == 1 and key in whole:
-            continue
-          if rate == 1:
-            whole.add(key)
-          found[f'{select} {rate:g} × {strength:g}, {name}'] = recipe
+          # All channels, and none, are the same ones whatever selects them.
+          some = 0 < recipe.count < model.config.hidden_size
+          mask = recipe if some else dataclasses.replace(recipe, select='')
+          if mask not in masks:
+            masks.add(mask)
+            found[f'{select} {rate:g} × {strength:g}, {name}'] = recipe
   return found
 
 
@@ -181,12 +181,13 @@ def strengths(
 
 def scalings(recipe: wemask.Recipe) -> dict[str, wemask.Recipe]:
   """Returns a recipe weaker and stronger, by name."""
-  found = {}
+  found: dict[str, wemask.Recipe] = {}
   for factor in _FACTORS:
     strength = np.clip(np.asarray(recipe.strength) * factor, 0, 1)
-    found[f'{recipe.select}, by layer × {factor:g}'] = dataclasses.replace(
-      recipe, strength=tuple(strength.tolist())
-    )
+    scaled = dataclasses.replace(recipe, strength=tuple(strength.tolist()))
+    # A strength of 1 cannot become stronger, none not weaker.
+    if scaled not in found.values():
+      found[f'{recipe.select}, by layer × {factor:g}'] = scaled
   return found
 
 
@@ -215,7 +216,14 @@ def ranked(trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _gain(trial: Trial) -> float:
-  return -trial.change.get(CHATS, trial.change.get(PLAIN, 0.0))
+  gain = -trial.change.get(CHATS, trial.change.get(PLAIN, 0.0))
+  # A sort has no place for a loss that is not a number.
+  return -math.inf if math.isnan(gain) else gain
+
+
+def _listed(layers: Sequence[int]) -> str:
+  """Names layers that were given as a list."""
+  return f'layers {"+".join(map(str, layers))}'
 
 
 def _mean(

@@ -1,0 +1,78 @@
+"""A masked model on eight CPU devices gives what it gives on one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+PROGRAM = """
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from me_jax.mitigation import wemask
+    from tests.support import planted
+
+    assert len(jax.devices()) == 8
+    model, params = planted.build([planted.Plant(4, 7, 9, 5000.0)])
+    value = params['layers']['self_attn']['v_proj']
+    value['kernel'] = value['kernel'] * 8
+    tokens_BT, segments_BT = planted.batch(count=4, length=15)
+    boxes = jax.eval_shape(
+      model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4), jnp.int32)
+    )['params']
+    mesh = jax.make_mesh(
+      (4, 2), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    rules = [
+      ('batch', 'data'), ('vocab', 'tensor'), ('mlp', 'tensor'),
+      ('heads', 'tensor'), ('kv_heads', 'tensor'), ('embed', 'data'),
+      ('act_mlp', 'tensor'), ('act_heads', 'tensor'),
+      ('act_kv_heads', 'tensor'), ('act_vocab', 'tensor'),
+    ]
+    shardings = nn.logical_to_mesh_sharding(
+      nn.get_partition_spec(boxes), mesh, rules
+    )
+    placed = jax.tree.map(jax.device_put, params, shardings)
+
+    def logits(params):
+      return model.apply({'params': params}, tokens_BT, segments_BT).logits
+
+    def masked(params):
+      return wemask.wemask(
+        model, params, planted.report(), tokens='massive', strength=0.8
+      )
+
+    alone = jax.jit(logits)(masked(params))
+    # The mask is made from parameters that lie on all devices.
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+      tree = masked(placed)
+      kernel = tree['layers']['mlp']['up_proj']['kernel']
+      assert kernel.addressable_shards[0].data.shape == (8, 16, 12)
+      together = jax.jit(logits)(tree)
+    np.testing.assert_array_equal(
+      tree['layers']['sink_scale'], masked(params)['layers']['sink_scale']
+    )
+    assert len(together.sharding.device_set) == 8
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    assert np.abs(alone - jax.jit(logits)(params)).max() > 1e-3
+"""
+
+
+def test_eight_devices_give_what_one_gives():
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(PROGRAM)],
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'PYTHONPATH': os.pathsep.join(sys.path),
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
