@@ -24,8 +24,8 @@ def define(flags: absl_flags.FlagValues) -> None:
     'texts to choose and to measure on: a folder with gsm8k/train.jsonl, '
     'gsm8k/test.jsonl, math500/test.jsonl, text/c4_demo.jsonl, '
     'wikitext2/valid.txt, of which those that are there are used; or a folder '
-    'of other .jsonl and .txt files, or one, of which the first half is for '
-    'choosing. Default: the built-in prompts, which are few.',
+    'of other .jsonl and .txt files (a text a line), or one, of which the first '
+    'half is for choosing. Default: the built-in prompts, which are few.',
     flag_values=flags,
   )
   _define_settings(flags)
@@ -168,4 +168,4 @@ def floats(flags: Any, name: str) -> list[float]:
 def numbers(value: str) -> str | list[int]:
   """Reads 12+13+20 as a list; leaves a word as it is."""
   parts = value.split('+')
-  return [int(x) for x in parts] if all(map(str.isdigit, parts)) else value
+  return [int(x) for x in parts] if all(map(str.isdecimal, parts)) else value

@@ -45,12 +45,13 @@ def headline(outcome: outcome_lib.Outcome) -> str:
       'No mask lowers the loss of the calibration texts within the budget of'
       f' {outcome.budget:g} nats per token on plain text: nothing helps here.'
     )
-  helped, hurt = outcome.helped(), outcome.hurt()
-  same = [n for n in outcome.stock if n not in helped and n not in hurt]
+  helped, hurt, single = outcome.helped(), outcome.hurt(), outcome.single()
+  same = [n for n in outcome.stock if n not in (*helped, *hurt, *single)]
   said = [
     f'{word} on {" and ".join(names)}'
     for word, names in (
-      ('better', helped), ('worse', hurt), ('no difference', same)
+      ('better', helped), ('worse', hurt), ('no difference', same),
+      ('one text, which says nothing,', single),
     )
     if names
   ]  # fmt: skip

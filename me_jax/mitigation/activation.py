@@ -176,8 +176,11 @@ def check_mask(
     raise errors.MeJaxError(
       f'cannot mask {count} channels: the model has {config.hidden_size}.'
     )
-  strengths = np.atleast_1d(np.asarray(strength, float))
-  if not ((strengths >= 0) & (strengths <= 1)).all():
+  try:
+    strengths = np.atleast_1d(np.asarray(strength, float))
+  except (TypeError, ValueError):
+    strengths = np.array([np.nan])
+  if strengths.ndim > 1 or not ((strengths >= 0) & (strengths <= 1)).all():
     raise errors.MeJaxError(
       f'the strength of a mask is {strength}; it goes from 0 to 1.'
     )

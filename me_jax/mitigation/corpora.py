@@ -86,8 +86,7 @@ def read(path: str | os.PathLike[str]) -> list[Corpus]:
     for entry in _KNOWN
     if os.path.isfile(os.path.join(path, entry[-1]))
   ]
-  found = known or [part for file in _files(path) for part in _halved(file)]
-  found = _apart(found)
+  found = _apart(known or _others(path))
   if not any(corpus.calibration for corpus in found):
     raise errors.MeJaxError(
       f'{path} holds nothing to choose a mask on: it needs .jsonl or .txt files'
@@ -175,9 +174,20 @@ def _known(
   )
 
 
-def _halved(file: str) -> list[Corpus]:
-  """Reads any other file."""
-  name = os.path.splitext(os.path.basename(file))[0]
+def _others(path: str) -> list[Corpus]:
+  """Reads any other files; names with an ending where one would be twice."""
+  files = _files(path)
+  names = [os.path.basename(file) for file in files]
+  stems = [os.path.splitext(name)[0] for name in names]
+  return [
+    corpus
+    for file, name, stem in zip(files, names, stems, strict=True)
+    for corpus in _halved(file, stem if stems.count(stem) == 1 else name)
+  ]
+
+
+def _halved(file: str, name: str) -> list[Corpus]:
+  """Reads a file as corpora of this name."""
   return [
     _corpus(name, texts[: len(texts) // 2], texts[len(texts) // 2 :])
     for name, texts in _kinds(name, _texts(file)).items()
@@ -212,6 +222,10 @@ def _apart(found: Sequence[Corpus]) -> list[Corpus]:
 def _files(path: str) -> list[str]:
   """Returns the files that may hold texts."""
   if os.path.isfile(path):
+    if not path.endswith(_ENDINGS):
+      raise errors.MeJaxError(
+        f'{path}: texts are read from {" and ".join(_ENDINGS)} files'
+      )
     return [path]
   return [
     os.path.join(path, name)

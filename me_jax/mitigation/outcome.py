@@ -45,14 +45,21 @@ class Outcome:
   baked_kl: Mapping[str, float] | None = None
 
   def helped(self) -> list[str]:
-    """Returns the corpora whose interval is below zero."""
-    changes = self.changes.get(CHOSEN, {})
-    return [name for name, change in changes.items() if change.loss.high < 0]
+    """Returns the corpora whose interval is below zero; one text has none."""
+    return [n for n, change in self._counting().items() if change.loss.high < 0]
 
   def hurt(self) -> list[str]:
-    """Returns the corpora whose interval is above zero."""
-    changes = self.changes.get(CHOSEN, {})
-    return [name for name, change in changes.items() if change.loss.low > 0]
+    """Returns the corpora whose interval is above zero; one text has none."""
+    return [n for n, change in self._counting().items() if change.loss.low > 0]
+
+  def single(self) -> list[str]:
+    """Returns the corpora of one text, which says nothing about others."""
+    return [name for name, stock in self.stock.items() if stock.texts < 2]
+
+  def _counting(self) -> dict[str, measure.Change]:
+    """Returns what the chosen mask does to the corpora of two texts or more."""
+    changes, single = self.changes.get(CHOSEN, {}), self.single()
+    return {n: change for n, change in changes.items() if n not in single}
 
   def to_json(self) -> dict[str, Any]:
     """Returns it as JSON types."""

@@ -89,6 +89,12 @@ def relax(
   def step(what: str) -> Callable[[int, int], Any] | None:
     return None if progress is None else lambda i, n: progress(what, i, n)
 
+  # Missed before any work.
+  if not _measured(texts):
+    raise errors.MeJaxError(
+      'there is no text to measure a mask on: all are too short, or chats that'
+      ' are too long'
+    )
   longest = max(
     (len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)),
     default=0,
@@ -171,7 +177,10 @@ def _calibration(
     kinds[kind] = [x[i] for i in range(most) for x in lists if i < len(x)]
   kinds = {kind: some[:count] for kind, some in kinds.items() if some}
   if not kinds:
-    raise errors.MeJaxError('there is no text to choose a mask on')
+    raise errors.MeJaxError(
+      'there is no text to choose a mask on: all are too short, or chats that'
+      ' are too long'
+    )
 
   def lay_out(some: list[corpora.Encoded]) -> scoring.Texts:
     return scoring.lay_out(
@@ -270,8 +279,6 @@ def _measure(
 ) -> tuple[dict[str, measure.Stock], dict[str, dict[str, measure.Change]]]:
   """Measures every mask on every corpus's held-out texts."""
   measured = _measured(texts)
-  if not measured:
-    raise errors.MeJaxError('there is no text to measure a mask on')
   stock: dict[str, measure.Stock] = {}
   changes: dict[str, dict[str, measure.Change]] = {name: {} for name in masks}
   told = step('measuring on held-out texts')

@@ -147,16 +147,21 @@ def resolve(
 ) -> Recipe:
   """Checks the arguments of `wemask` and says what they stand for."""
   width = model.config.hidden_size
+  _check_report(model, report)
   if select not in channels.SELECTIONS:
     raise errors.MeJaxError(
       f'select is {select!r}, must be one of {", ".join(channels.SELECTIONS)}'
       f'{errors.nearest(str(select), channels.SELECTIONS)}'
     )
-  if not 0 <= rate <= 1:
+  try:
+    within = 0 <= float(rate) <= 1
+  except (TypeError, ValueError):
+    within = False
+  if not within:
     raise errors.MeJaxError(f'rate is {rate}, must be between 0 and 1')
   channels.norm(model.config, select, report.layer)
   chosen = _layers(model, report, layers)
-  count = int(rate * width) if k is None else _whole([k], 'k')[0]
+  count = int(float(rate) * width) if k is None else _whole([k], 'k')[0]
   activation.check_mask(model.config, chosen, count, strength)
   after_layer, bound = None, 0.0
   if not isinstance(tokens, str):
@@ -304,6 +309,20 @@ def with_scale(params: decoder.Params, scale_LD: np.ndarray) -> decoder.Params:
   """Returns the parameters with this scale, whatever theirs was."""
   scale_LD = jnp.asarray(scale_LD, jnp.float32)
   return {**params, 'layers': {**params['layers'], sink.SCALE: scale_LD}}
+
+
+def _check_report(model: decoder.Decoder, report: me_report.MEReport) -> None:
+  """Raises MeJaxError for what is no report, or one on another model."""
+  if not isinstance(report, me_report.MEReport):
+    raise errors.MeJaxError(
+      f'report must be what find_me_layer returns, not {str(report):.40}'
+    )
+  depth = model.config.num_hidden_layers
+  if len(report.median) != depth:
+    raise errors.MeJaxError(
+      f'the report is about a model of {len(report.median)} layers, and this'
+      f' one has {depth}'
+    )
 
 
 def _layers(

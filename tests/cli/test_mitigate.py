@@ -109,6 +109,7 @@ def test_says_when_nothing_helps_and_writes_no_model(
     (['--select=wieght'], "did you mean 'weight'"),
     (['--layers=afer'], "did you mean 'after'"),
     (['--layers=99'], 'layers'),
+    (['--layers=2²'], 'numbers joined by +'),
     (['--rate=2'], 'from 0 to 1'),
     (['--rate=half'], 'from 0 to 1'),
     (['--strength=-1'], 'from 0 to 1'),
@@ -132,6 +133,25 @@ def test_bad_input_gets_one_line_and_nothing_is_written(
   assert named in said.err.splitlines()[-1]
   assert 'Traceback' not in said.err
   assert not (tmp_path / 'out').exists()
+
+
+def test_chats_that_are_all_too_long_are_missed_before_any_work(
+  planted_folder, data, tmp_path, capsys
+):
+  argv = ['mitigate', f'--model={planted_folder}', f'--out={tmp_path}/out']
+  argv += [f'--data={data / "chats.jsonl"}', *SETTINGS, '--length=2']
+  assert cli.main(argv) == 2
+  assert 'no text to measure' in capsys.readouterr().err.splitlines()[-1]
+  assert not (tmp_path / 'out').exists()
+
+
+def test_one_text_is_neither_better_nor_worse():
+  from me_jax.cli import mitigate_table
+  from tests.support import outcomes
+
+  outcome = outcomes.outcome(texts=1, corpora={'notes': True})
+  said = mitigate_table.headline(outcome)
+  assert said.endswith('On held-out texts: one text, which says nothing, on notes.')
 
 
 def test_a_model_without_massive_activations_is_told_so(

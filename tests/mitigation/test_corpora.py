@@ -106,6 +106,18 @@ def test_other_files_are_halved(tmp_path):
   assert alone == found[2]
 
 
+def test_files_that_differ_in_the_ending_have_different_names(tmp_path):
+  write(tmp_path / 'a.jsonl', ['x', 'y'])
+  write(tmp_path / 'a.txt', ['one', 'two'])
+  assert [c.name for c in corpora.read(tmp_path)] == ['a.jsonl', 'a.txt']
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+  write(tmp_path / 'a.csv', ['text,label', 'one,1', 'two,2'])
+  with pytest.raises(me_jax.MeJaxError, match=r'from \.jsonl and \.txt files'):
+    corpora.read(tmp_path / 'a.csv')
+
+
 def test_a_text_is_never_on_both_sides(tmp_path):
   """Neither within a file nor between files; measuring comes first."""
   write(tmp_path / 'a.jsonl', ['x', 'y', 'z', 'x', 'v', 'w'])

@@ -299,11 +299,15 @@ def test_a_recipe_survives_json_and_a_checkpoint(stock, tmp_path):
     (dict(rate=float('nan')), 'rate is nan'),
     (dict(rate=-1), 'rate is -1, must be between 0 and 1'),
     (dict(rate=2), 'rate is 2'),
+    (dict(rate='half'), 'rate is half'),
+    (dict(rate=None), 'rate is None'),
     (dict(k=65), 'cannot mask 65 channels: the model has 64'),
     (dict(k=-1), 'cannot mask -1 channels'),
     (dict(k=2.5), 'k must be given in whole numbers'),
     (dict(strength=1.5), 'strength of a mask is 1.5'),
     (dict(strength=float('nan')), 'strength of a mask is nan'),
+    (dict(strength='all'), 'strength of a mask is all'),
+    (dict(strength=[[0.5]]), 'strength of a mask is'),
     (dict(strength=[1.0, 0.5]), '2 strengths for 3 layers'),
     (dict(select='wieght'), r"did you mean 'weight'\?"),
     (dict(select='all'), "select is 'all', must be one of weight, me_weight"),
@@ -339,6 +343,12 @@ def test_impossible_masks_are_one_line(stock, arguments, words):
     (NONE, dict(layers=[3], tokens='massive'), 'needs an ME Layer'),
     (NONE, dict(layers=[3], select='me_weight'), 'needs an ME Layer'),
     (planted.report(7, (7,)), {}, 'no layer comes after the emergence span'),
+    (None, {}, 'report must be what find_me_layer returns, not None'),
+    (
+      dataclasses.replace(REPORT, median=np.ones(12)),
+      {},
+      'a model of 12 layers, and this one has 8',
+    ),
   ],
 )
 def test_without_an_me_layer_some_masks_cannot_be(
