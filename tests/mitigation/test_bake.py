@@ -75,7 +75,6 @@ VARIANTS = {
   'qkv bias': {'attention_bias': True},
   'sandwich': {'norm_placement': 'sandwich', 'norm_offset': 1.0},
   'post': {'norm_placement': 'post', 'qk_norm': 'projection'},
-  'qk norm': {'qk_norm': 'head'},
 }
 
 
@@ -216,12 +215,12 @@ def test_given_positions():
 def test_types_are_kept():
   dtype = 'bfloat16'
   model, params = rigid()
-  tree = jax.tree.map(lambda x: x.astype(dtype), masked(params))
+  tree = jax.tree.map(lambda x: x.astype(dtype), masked(params, scale=0.97))
   model = model.clone(dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
   baked = bake.bake(model, tree, CALIBRATION)
   assert {x.dtype.name for x in jax.tree.leaves(baked.params)} == {dtype}
   # Kernels of 8 bits cannot hold all of a small change, and that is reported.
-  assert 1e-4 < baked.layers[0].missing['v_proj'] < 0.1
+  assert 1e-3 < baked.layers[0].missing['v_proj'] < 0.1
 
 
 def test_refuses_tokens_that_differ():
