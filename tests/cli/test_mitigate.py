@@ -153,7 +153,9 @@ def test_one_text_is_neither_better_nor_worse():
 
   outcome = outcomes.outcome(texts=1, corpora={'notes': True})
   said = mitigate_table.headline(outcome)
-  assert said.endswith('On held-out texts: one text, which says nothing, on notes.')
+  assert said.endswith(
+    'On held-out texts: one text, which says nothing, on notes.'
+  )
 
 
 def test_a_model_without_massive_activations_is_told_so(
