@@ -126,7 +126,9 @@ def help_text(verb: str, module: ModuleType) -> str:
     default = '' if default in (None, False) else f' [{_spell(default)}]'
     choices = getattr(flag.parser, 'enum_values', None)
     values = f'={"|".join(choices)}' if choices else '=...'
-    lines.append(f'  --{name}{"" if flag.boolean else values}{default}')
+    if flag.boolean:
+      name, values = f'[no]{name}' if flag.default else name, ''
+    lines.append(f'  --{name}{values}{default}')
     lines += textwrap.wrap(
       flag.help, 72, initial_indent=' ' * 6, subsequent_indent=' ' * 6
     )

@@ -41,7 +41,7 @@ def run(flags: absl_flags.FlagValues) -> None:
 
   found_corpora = corpora.read(flags.data) if flags.data else corpora.builtin()
   checkpoint, prompts = running.read(flags)
-  mitigate_flags.check_layers(flags, checkpoint.config.num_hidden_layers)
+  mitigate_flags.check_model(flags, checkpoint.config)
   targets = _targets(flags.out, forms)
   with session.progress() as progress:
     found = running.find(flags, checkpoint, prompts, progress)

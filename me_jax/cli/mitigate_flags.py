@@ -145,14 +145,25 @@ def check(flags: Any) -> list[str]:
   return forms
 
 
-def check_layers(flags: Any, depth: int) -> None:
-  """Raises MeJaxError for a layer that the model does not have."""
-  for layers in map(numbers, flags.layers):
-    if isinstance(layers, list) and max(layers) >= depth:
+def check_model(flags: Any, config: Any) -> None:
+  """Raises MeJaxError for a layer or position that the model does not have."""
+  depth, longest = config.num_hidden_layers, config.context_length
+  for given, layers in zip(flags.layers, map(numbers, flags.layers)):
+    if not isinstance(layers, list):
+      continue
+    if max(layers) >= depth:
       raise errors.MeJaxError(
         f'--layers: there is no layer {max(layers)}, the model has 0 to'
         f' {depth - 1}'
       )
+    if len(set(layers)) < len(layers):
+      raise errors.MeJaxError(f'--layers={given:.40}: lists one twice')
+  tokens = numbers(flags.tokens)
+  if isinstance(tokens, list) and max(tokens) >= longest:
+    raise errors.MeJaxError(
+      f'--tokens: there is no position {max(tokens)}, texts have 0 to'
+      f' {longest - 1}'
+    )
 
 
 def floats(flags: Any, name: str) -> list[float]:

@@ -67,7 +67,7 @@ def _trials(outcome: outcome_lib.Outcome) -> table_lib.Table:
     title=f'Choosing: change of loss on {counts} for calibration, nats per'
     ' token',
   )  # fmt: skip
-  table.add_column('setting')
+  table.add_column('setting: channels, rate × strength, layers')
   for kind in kinds:
     table.add_column(kind, justify='right')
   table.add_column('')

@@ -110,6 +110,8 @@ def test_says_when_nothing_helps_and_writes_no_model(
     (['--layers=afer'], "did you mean 'after'"),
     (['--layers=99'], 'layers'),
     (['--layers=2²'], 'numbers joined by +'),
+    (['--layers=5+5'], 'lists one twice'),
+    (['--tokens=256'], 'no position 256, texts have 0 to 255'),
     (['--rate=2'], 'from 0 to 1'),
     (['--rate=half'], 'from 0 to 1'),
     (['--strength=-1'], 'from 0 to 1'),
