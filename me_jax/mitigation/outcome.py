@@ -18,7 +18,8 @@ class Outcome:
   """Everything that `me-jax mitigate` found; nats per token.
 
   Attributes:
-    trials: all settings that were eligible, with their calibration scores.
+    tried: how many settings were scored on calibration texts.
+    trials: those of them that all calibration texts have scored, best first.
     dose: selections × rates at full strength on calibration texts, controls
       among them: the dose-response curve.
     chosen: the best trial; None when none helped within the budget.
@@ -33,6 +34,7 @@ class Outcome:
     baked_kl: divergence of the baked weights from the exact mask, by corpus.
   """
 
+  tried: int
   trials: tuple[tune.Trial, ...]
   dose: tuple[tune.Trial, ...]
   chosen: tune.Trial | None

@@ -25,7 +25,7 @@ from me_jax.models import decoder
 
 BUDGET = 0.005
 _FIRST, _FINAL = 4, 4  # a fraction of the texts; settings that stay
-_ROW = 512  # tokens of a row at least: several texts pack well
+_ROW = 640  # tokens of a row at least: several texts pack well
 _DOSE = ('weight', 'random', 'weight_bottom')
 
 # Called with (what is being done, done, in all).
@@ -121,7 +121,10 @@ def relax(
     internals[name] = measure.internals(model, tree, batch, report)
   if progress:
     progress('looking inside', len(insides), len(insides))
+  # The settings, and what was fitted to the best of them.
+  tried = settings.keys() | {trial.name for trial in trials}
   return outcome.Outcome(
+    tried=len(tried),
     trials=tuple(trials),
     dose=tuple(dose),
     chosen=chosen,

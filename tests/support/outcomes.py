@@ -156,6 +156,7 @@ def outcome(
   }
   inside = dict(zip(('stock', *_CHANGES), (0.51, 0.43, 0.42, 0.46, 0.5, 0.24)))
   return outcome_lib.Outcome(
+    tried=count,
     trials=(*((chosen,) if helps else ()), *others),
     dose=dose(layers) if any(corpora.values()) else (),
     chosen=chosen if helps else None,

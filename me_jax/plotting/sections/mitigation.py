@@ -91,7 +91,7 @@ def _finding(
 
 def _choice(outcome: outcome_lib.Outcome) -> str:
   """Says which mask was chosen, from how many and on what, or that none was."""
-  count = len(outcome.trials)
+  count = outcome.tried
   on = _and(
     [
       f'{texts} {_KINDS.get(kind, kind)}{"s" * (texts != 1)}'

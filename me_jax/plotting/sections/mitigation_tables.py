@@ -176,9 +176,9 @@ def _trials(outcome: outcome_lib.Outcome) -> spec.Table:
   kinds = list(best[0].change) if best else []
   return spec.Table(
     caption=(
-      f'Calibration numbers, never the result: the best {len(best)} of '
-      f'{len(outcome.trials)} masks by their change of the loss on the texts '
-      f'that the choice was made on. Plain text may lose {outcome.budget:g}.'
+      f'Calibration numbers, never the result: {len(best)} of {outcome.tried} '
+      'masks that were tried, by their change of the loss on the texts that the '
+      f'choice was made on. Plain text may lose {outcome.budget:g}.'
     ),
     header=(
       'mask', 'channels', 'layers', 'strength',
