@@ -155,14 +155,20 @@ def compare(
 
   def chunk(inputs: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
     a_QD, b_QD, next_Q = inputs
-    a_QV = jax.nn.log_softmax(next_token.logits(model, params_a, a_QD))
-    b_QV = jax.nn.log_softmax(next_token.logits(model, params_b, b_QD))
-    kl_Q = jnp.sum(jnp.exp(a_QV) * (a_QV - b_QV), axis=1)
+    a_QV = next_token.logits(model, params_a, a_QD)
+    b_QV = next_token.logits(model, params_b, b_QD)
+    # KL = sum_v p_a (a - b) + lse(b) - lse(a): one exponential of each.
+    top_Q1 = jnp.max(a_QV, axis=1, keepdims=True)
+    weight_QV = jnp.exp(a_QV - top_Q1)
+    total_Q = jnp.sum(weight_QV, axis=1)
+    lse_a_Q = jnp.log(total_Q) + top_Q1[:, 0]
+    lse_b_Q = jax.nn.logsumexp(b_QV, axis=1)
+    apart_Q = jnp.sum(weight_QV * (a_QV - b_QV), axis=1) / total_Q
     losses = (
-      -jnp.take_along_axis(x_QV, next_Q[:, None], axis=1)[:, 0]
-      for x_QV in (a_QV, b_QV)
+      lse_Q - jnp.take_along_axis(x_QV, next_Q[:, None], axis=1)[:, 0]
+      for lse_Q, x_QV in ((lse_a_Q, a_QV), (lse_b_Q, b_QV))
     )
-    return kl_Q, *losses
+    return apart_Q + lse_b_Q - lse_a_Q, *losses
 
   with jax.default_matmul_precision('highest'):
     inputs = chunks(hidden_a_BTD), chunks(hidden_b_BTD)
