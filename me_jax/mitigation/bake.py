@@ -41,8 +41,8 @@ from me_jax.models import sink
 
 # The weight w of ordinary tokens. At 1 a direction is reproduced by more than
 # half if marked tokens have more of it than ordinary ones. On the default model
-# g is above 900 for the massive token's own direction and below 0.2 for all
-# others (last layer: 12). Smaller weights chase the others, which costs
+# g is above 900 for the massive token's own direction and below 1 for all
+# others (but one, in the last layer). Smaller weights chase the others, which costs
 # ordinary tokens more than it gains: BUILD_NOTES.md has the measurement.
 WEIGHT = 1.0
 # C gets this share of its mean diagonal, so that directions in which few
