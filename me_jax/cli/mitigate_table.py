@@ -12,7 +12,7 @@ from me_jax.analysis import bootstrap
 from me_jax.mitigation import measure
 from me_jax.mitigation import outcome as outcome_lib
 
-_WIDTH = 130
+_WIDTH = 160
 _SHOWN_TRIALS = 8
 
 
