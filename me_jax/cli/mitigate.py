@@ -77,16 +77,15 @@ def run(flags: absl_flags.FlagValues) -> None:
       masked = wemask.apply(
         found.model, found.params, result.chosen.recipe, batch=found.batch
       )
-      forms_of = {form: masked for form in targets}
+      forms_of = {form: masked for form in targets if form != 'baked'}
       if 'baked' in targets:
-        forms_of['baked'], refused = _bake(found, masked, texts, progress)
-      if forms_of.get('baked') is None:
-        forms_of.pop('baked', None)
-      else:
-        result = relax.with_baked(
-          found.model, found.params, masked, forms_of['baked'], texts, result,
-          seed=flags.seed, progress=progress.step,
-        )  # fmt: skip
+        baked, refused = _bake(found, masked, texts, progress)
+        if baked is not None:
+          forms_of['baked'] = baked
+          result = relax.with_baked(
+            found.model, found.params, masked, baked, texts, result,
+            seed=flags.seed, progress=progress.step,
+          )  # fmt: skip
       written = {form: targets[form] for form in forms_of}
       _write(found, forms_of, result, tokenizer, targets, flags, progress)
     page = _report(found, masked, result, refused, flags, progress)

@@ -252,14 +252,9 @@ def internals(
   )
 
 
-def unchanged(change: Change) -> bool:
-  """Whether an interval of the loss includes zero: then there is no change."""
-  return change.loss.low <= 0 <= change.loss.high
-
-
 def to_json(value: Any) -> Any:
   """Returns results as JSON types."""
-  if hasattr(value, 'to_json') and not hasattr(value, 'chosen'):
+  if hasattr(value, 'to_json'):
     return value.to_json()
   if hasattr(value, '_asdict'):
     return {name: to_json(part) for name, part in value._asdict().items()}

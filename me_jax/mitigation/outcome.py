@@ -65,4 +65,7 @@ class Outcome:
 
   def to_json(self) -> dict[str, Any]:
     """Returns it as JSON types."""
-    return measure.to_json(self)
+    return {
+      field.name: measure.to_json(getattr(self, field.name))
+      for field in dataclasses.fields(self)
+    }

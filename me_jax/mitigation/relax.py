@@ -95,11 +95,7 @@ def relax(
       'there is no text to measure a mask on: all are too short, or chats that'
       ' are too long'
     )
-  longest = max(
-    (len(ids) for t in texts for ids, _ in (*t.calibration, *t.held_out)),
-    default=0,
-  )
-  length = max(_ROW, longest)
+  length = _row_length(texts)
   whole, few = _calibration(model, texts, length, most)
   trials, dose = _choose(
     model, params, report, settings, (whole, few), batch, by_layer, seed, step
@@ -154,7 +150,9 @@ def with_baked(
     if progress:
       progress('measuring the baked weights', done, len(measured))
     laid = scoring.lay_out(
-      corpus.held_out, bos_token_id=model.config.bos_token_id
+      corpus.held_out,
+      bos_token_id=model.config.bos_token_id,
+      length=_row_length(texts),
     )
     stock = measure.reference(model, params, laid, chat=corpus.chat)
     changes[corpus.name], _ = measure.change(
@@ -166,6 +164,12 @@ def with_baked(
   if progress:
     progress('measuring the baked weights', len(measured), len(measured))
   return dataclasses.replace(found, baked=changes, baked_kl=apart)
+
+
+def _row_length(texts: Sequence[Texts]) -> int:
+  """Returns the tokens of a row, one for all texts: they share a compile."""
+  some = (ids for t in texts for ids, _ in (*t.calibration, *t.held_out))
+  return max(_ROW, *map(len, some))
 
 
 def _calibration(

@@ -117,19 +117,8 @@ def test_no_mask_no_change(stock, against):
       model, params, tree, against, progress=lambda *x: told.append(x)
     )
     assert [tuple(estimate) for estimate in change] == [(0.0, 0.0, 0.0)] * 3
-    assert measure.unchanged(change)
   rows, count = against.texts.rows, len(against.texts.counted_BT)
   assert told[-1] == (count, count) and told[0] == (rows, count)
-
-
-def test_unchanged_is_said_of_an_interval():
-  def change(low, high):
-    loss = measure.bootstrap.Estimate((low + high) / 2, low, high)
-    return measure.Change(loss, None, None)
-
-  assert measure.unchanged(change(-0.1, 0.2))
-  assert not measure.unchanged(change(0.1, 0.2))
-  assert not measure.unchanged(change(-0.2, -0.1))
 
 
 ALL = {

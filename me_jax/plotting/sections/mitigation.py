@@ -13,6 +13,7 @@ from me_jax.mitigation import outcome as outcome_lib
 from me_jax.mitigation import tune
 from me_jax.mitigation import wemask
 from me_jax.plotting import spec
+from me_jax.plotting.sections import maps as maps_lib
 from me_jax.plotting.sections import mitigation_dose
 from me_jax.plotting.sections import mitigation_figures
 from me_jax.plotting.sections import mitigation_tables as words
@@ -269,7 +270,7 @@ def _numbers(
     numbers['maps'] = {
       'layers': before.layers,
       'position': before.position,
-      'stock': mitigation_figures.received(before),
-      mitigation_figures.shown(outcome): mitigation_figures.received(after),
+      'stock': maps_lib.received(before),
+      mitigation_figures.shown(outcome): maps_lib.received(after),
     }
   return me_report.plain(numbers)

@@ -14,6 +14,7 @@ from me_jax.analysis import attention_maps
 from me_jax.mitigation import measure
 from me_jax.mitigation import outcome as outcome_lib
 from me_jax.plotting import spec
+from me_jax.plotting.sections import maps as maps_lib
 from me_jax.plotting.sections import mitigation_dose
 from me_jax.plotting.sections import mitigation_tables as words
 
@@ -53,15 +54,6 @@ def _role(outcome: outcome_lib.Outcome, mask: str) -> spec.Role:
   if mask == shown(outcome):
     return 'massive'
   return {STOCK: 'other', PAPER: 'plain'}.get(mask, 'control')
-
-
-def received(maps: attention_maps.AttentionMaps) -> np.ndarray:
-  """Returns mean attention to the massive token, `[C]`.
-
-  Over heads and the queries from the token on: no earlier one can see it.
-  """
-  at = maps.position
-  return maps.probs_CNTT[:, :, at:, at].mean(axis=(1, 2))
 
 
 def _held_out(outcome: outcome_lib.Outcome) -> spec.Figure:
@@ -246,23 +238,10 @@ def _maps(
   panels = []
   for layer, *pair in zip(before.layers, before.probs_CNTT, after.probs_CNTT):
     for name, probs_NTT in zip(('stock model', f'{mask} mask'), pair):
-      panels.append(
-        spec.Heatmap(
-          title=f'layer {layer}, {name}',
-          values=np.where(
-            np.tri(probs_NTT.shape[-1], dtype=bool),
-            np.maximum(probs_NTT.mean(axis=0), 1e-3),
-            np.nan,
-          ),
-          x_label='key',
-          y_label='query',
-          value_label='attention',
-          value_range=(1e-3, 1.0),
-          log=True,
-          origin='upper',
-        )
-      )
-  pairs = zip(before.layers, received(before), received(after))
+      panels.append(maps_lib.panel(f'layer {layer}, {name}', probs_NTT))
+  pairs = zip(
+    before.layers, maps_lib.received(before), maps_lib.received(after)
+  )
   return spec.Figure(
     name='mitigation-maps',
     title='Attention maps without and with the mask',

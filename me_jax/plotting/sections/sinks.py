@@ -12,6 +12,7 @@ from me_jax.analysis import diagnosis
 from me_jax.analysis import me_report
 from me_jax.analysis import sinks
 from me_jax.plotting import spec
+from me_jax.plotting.sections import maps as maps_lib
 from me_jax.plotting.sections import where as where_lib
 
 _CLAIM = (
@@ -209,7 +210,7 @@ def _maps(
     side = 'after the span' if layer in where.after else 'before'
     return f'layer {layer} ({side})'
 
-  received = maps.probs_CNTT[:, :, :, maps.position].mean(axis=(1, 2))
+  received = maps_lib.received(maps)
   return spec.Figure(
     name='sinks-maps',
     title='Attention maps before and after',
@@ -225,21 +226,8 @@ def _maps(
     + '.',
     columns=2,
     panels=tuple(
-      spec.Heatmap(
-        title=name(layer),
-        values=np.where(
-          np.tri(probs.shape[-1], dtype=bool),
-          np.maximum(probs.mean(axis=0), 1e-3),
-          np.nan,
-        ),
-        x_label='key',
-        y_label='query',
-        value_label='attention',
-        value_range=(1e-3, 1.0),
-        log=True,
-        origin='upper',
-      )
-      for layer, probs in zip(maps.layers, maps.probs_CNTT)
+      maps_lib.panel(name(layer), probs_NTT)
+      for layer, probs_NTT in zip(maps.layers, maps.probs_CNTT)
     ),
   )
 
