@@ -5,12 +5,14 @@ Letters: X texts (or prefixes), R draws.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
 DRAWS = 2000
 _LEVEL = 0.95
+_Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
 class Estimate(NamedTuple):
@@ -67,3 +69,15 @@ def weighted_mean(
   low, high = np.quantile(means_R, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
   value = float(values_X @ weights_X / weights_X.sum())
   return Estimate(value, float(low), float(high))
+
+
+def wilson(hits: int, tries: int) -> tuple[float, float]:
+  """Returns Wilson's 95 % interval of a share (Wilson 1927, JASA 22, 209)."""
+  if not tries:
+    return 0.0, 1.0
+  share, z2 = hits / tries, _Z95**2 / tries
+  middle = share + z2 / 2
+  half = math.sqrt(z2 * share * (1 - share) + z2 * z2 / 4)
+  # Without the clip rounding would put an end beside 0 or 1.
+  low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
+  return min(max(low, 0.0), share), max(min(high, 1.0), share)

@@ -22,6 +22,7 @@ from typing import Any
 from flax import struct
 import jax
 import numpy as np
+import threadpoolctl
 
 from me_jax import errors
 from me_jax.analysis import diversity
@@ -192,6 +193,8 @@ def measure(
   )[1]
 
 
+# LAPACK's own threads would wait for XLA's, and the other way round.
+@threadpoolctl.threadpool_limits.wrap(limits=1, user_api='blas')
 def diagnose(
   model: decoder.Decoder,
   params: decoder.Params,
@@ -232,14 +235,14 @@ def diagnose(
   rows = passes.rows_of(batch, rows)
   longest = int(batch_lib.text_spans(batch.segments_BT).length.max())
   operands = functools.partial(_operands, slots, diversity.sample_size(longest))
-  sums = None
-  for start in range(0, len(batch.tokens_BT), rows):
+  count, sums = len(batch.tokens_BT), None
+  for start in range(0, count, rows):
     piece = passes.take_rows(batch, start, rows)
     look = massive_tokens.look(measure, model, params, piece, slots, operands)
     found = sums_lib.of_pass(look, model, params, inputs)
     sums = found if sums is None else sums_lib.add(sums, found, inputs)
     if progress:
-      progress(min(start + rows, len(batch.tokens_BT)), len(batch.tokens_BT))
+      progress(min(start + rows, count), count)
   return _diagnosis(sums)
 
 

@@ -23,8 +23,8 @@ A norm after the FFN makes every write sqrt(D) long before its weight: an amount
 is then divided by the length of the neuron's write and of all others' at a
 random state, an answer by the length of the whole answer.
 
-Letters: D model width, F FFN width, K some channels, S = 2 signs (+, -), C
-neurons of a chunk.
+Letters: D model width, F FFN width, K some channels, S = 2 signs (+, -), C and
+E neurons of two chunks, P pairs of chunks.
 """
 
 from __future__ import annotations
@@ -207,21 +207,22 @@ def frobenius(rows: Rows) -> jax.Array:
   width, count = rows.gate.shape
   chunk = min(_CHUNK, count)
   missing = -count % chunk
-  gate_DF, up_DF, down_DF = (
-    jnp.pad(x, ((0, 0), (0, missing))) for x in rows[:3]
-  )
+  padded = [jnp.pad(x, ((0, 0), (0, missing))) for x in rows[:3]]
 
-  def part(start: jax.Array) -> jax.Array:
-    gate_DC, up_DC, down_DC = (
-      jax.lax.dynamic_slice(x, (0, start), (width, chunk))
-      for x in (gate_DF, up_DF, down_DF)
-    )
-    form_CF = (gate_DC.T @ gate_DF) * (up_DC.T @ up_DF)
-    return jnp.sum(down_DC * (down_DF @ form_CF.T), axis=1)
+  def take(index: jax.Array) -> list[jax.Array]:
+    start = (0, index * chunk)
+    return [jax.lax.dynamic_slice(x, start, (width, chunk)) for x in padded]
+
+  def part(pair_2: jax.Array) -> jax.Array:
+    (gate_DC, up_DC, down_DC), (gate_DE, up_DE, down_DE) = map(take, pair_2)
+    form_CE = (gate_DC.T @ gate_DE) * (up_DC.T @ up_DE)
+    # The form is symmetric: its other half is the same.
+    twice = jnp.where(pair_2[0] == pair_2[1], 1.0, 2.0)
+    return twice * jnp.sum(down_DC * (down_DE @ form_CE.T), axis=1)
 
   with jax.default_matmul_precision('highest'):
-    starts = jnp.arange(0, count + missing, chunk)
-    square_D = jnp.sum(jax.lax.map(part, starts), axis=0)
+    pairs_P2 = jnp.stack(jnp.triu_indices((count + missing) // chunk), axis=1)
+    square_D = jnp.sum(jax.lax.map(part, pairs_P2), axis=0)
   return jnp.abs(rows.after) * jnp.sqrt(jnp.maximum(square_D, 0.0))
 
 

@@ -88,8 +88,9 @@ def screen(
   config = model.config
   count = config.num_hidden_layers
   random = np.random.default_rng(seed)
-  width = config.intermediate_size
-  in_order_3F = np.tile(np.arange(width, dtype=np.int32), (3, 1))
+  in_order_3F = np.tile(
+    np.arange(config.intermediate_size, dtype=np.int32), (3, 1)
+  )
   nothing = screen_layer.nothing_later(config.hidden_size)
   later = {'': nothing, 'control_': nothing}
   found: dict[str, list[Any]] = {}
@@ -99,24 +100,35 @@ def screen(
     kept = 2 if 'best' in name else top
     found[name] = _first(found.get(name, []) + entries, kept)
 
-  for layer in range(count - 1, -1, -1):
-    at = jnp.int32(layer)
-    blocks = screen_layer.score_blocks(model, params, at, top)
+  def collect(layer: int, blocks: Any, scores: dict[str, Any]) -> None:
+    blocks = jax.device_get(blocks)
     if not np.isfinite(blocks.score).all():
       raise errors.MeJaxError(
         f'the FFN of layer {layer} holds weights that are not finite.'
       )
     add('blocks', _blocks(layer, blocks))
-    orders_3F = random.permuted(in_order_3F, axis=1)
-    for prefix, orders in (('', in_order_3F), ('control_', orders_3F)):
-      scores, later[prefix] = screen_layer.score_layer(
-        model, params, at, later[prefix], orders, top
-      )
-      for name, ranking in jax.device_get(scores)._asdict().items():
+    for prefix, rankings in scores.items():
+      for name, ranking in jax.device_get(rankings)._asdict().items():
         read = _blocks if name.startswith('best') else _entries
         add(prefix + name, read(layer, ranking))
     if progress:
       progress(count - layer, count)
+
+  # Results of a layer are read while the device has the next one to do.
+  waiting = None
+  for layer in range(count - 1, -1, -1):
+    at = jnp.int32(layer)
+    orders_3F = random.permuted(in_order_3F, axis=1)
+    ffn, shuffled = screen_layer.read(config, params, at, orders_3F)
+    blocks, scores = screen_layer.score_blocks(ffn[0], top), {}
+    for prefix, rows in (('', ffn), ('control_', shuffled)):
+      scores[prefix], later[prefix] = screen_layer.score_layer(
+        config, rows, at, later[prefix], top
+      )
+    if waiting:
+      collect(*waiting)
+    waiting = layer, blocks, scores
+  collect(*waiting)
   lists = ('plain', 'pairs', 'writers', 'blocks', 'control_pairs',
            'control_writers')  # fmt: skip
   return screen_report.Screen(

@@ -1,6 +1,6 @@
 """Which entries of one layer rank first, given what later layers do?
 
-The compiled part of the screen: one function of one layer, run from the last
+The compiled part of the screen: functions of one layer, run from the last
 layer to the first. What later layers answer to each channel comes with it, so
 that nothing is kept of a layer but its first entries, however deep the model.
 An entry is a channel and a neuron that writes to it.
@@ -113,6 +113,8 @@ class _View(NamedTuple):
 
 
 _Score = Callable[[_View], jax.Array]
+# Rows of an FFN, and the biases of gate and up.
+Ffn = tuple[form.Rows, jax.Array, jax.Array]
 
 
 def nothing_later(width: int) -> Later:
@@ -122,32 +124,47 @@ def nothing_later(width: int) -> Later:
   return Later(zero_DS, zero_DS, zero_DS, none_DS, none_DS)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5))
-def score_layer(
-  model: decoder.Decoder,
+# Apart from what reads it: fused with that, XLA would reorder once a reader.
+@functools.partial(jax.jit, static_argnums=0)
+def read(
+  config: config_lib.ModelConfig,
   params: decoder.Params,
   layer: jax.Array,
-  later: Later,
   orders_3F: jax.Array,
+) -> tuple[Ffn, Ffn]:
+  """Returns the FFN of one layer, and the same with its rows reordered.
+
+  Args:
+    config: of the model.
+    params: its parameters, stacked.
+    layer: int32 scalar, traced: one compile serves every depth.
+    orders_3F: int32, see `quadratic_form.reorder`.
+  """
+  rows, *biases = form.read(config, params, layer)
+  return (rows, *biases), form.reorder(rows, tuple(biases), orders_3F)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def score_layer(
+  config: config_lib.ModelConfig,
+  ffn: Ffn,
+  layer: jax.Array,
+  later: Later,
   top: int,
 ) -> tuple[LayerScores, Later]:
   """Ranks the entries of one layer three ways.
 
   Args:
-    model: the decoder.
-    params: its parameters, stacked.
-    layer: int32 scalar, traced: one compile serves every depth.
+    config: of the model.
+    ffn: of the layer, from `read`.
+    layer: int32 scalar, its index.
     later: what the layers after it answer.
-    orders_3F: int32, see `quadratic_form.reorder`; three times 0, 1, ... for
-      the weights as they are.
     top: entries of each ranking.
 
   Returns:
     The rankings, and what the layer before has after it.
   """
-  config = model.config
-  rows, *biases = form.read(config, params, layer)
-  rows, *biases = form.reorder(rows, tuple(biases), orders_3F)
+  rows, *biases = ffn
   each = form.neurons(rows, *biases)
   removal_DS, neuron_DS, scale_DS = form.answers(config, rows, each)
   everything = _View(rows, later.most, scale_DS)
@@ -186,14 +203,10 @@ def score_layer(
   )
 
 
-@functools.partial(jax.jit, static_argnums=(0, 3))
-def score_blocks(
-  model: decoder.Decoder, params: decoder.Params, layer: jax.Array, top: int
-) -> Channels:
-  """Ranks the channels of one layer by |U_k|_F; arguments as above."""
-  return _channels(
-    form.frobenius(form.read(model.config, params, layer)[0]), top
-  )
+@functools.partial(jax.jit, static_argnums=1)
+def score_blocks(rows: form.Rows, top: int) -> Channels:
+  """Ranks the channels of one layer by |U_k|_F."""
+  return _channels(form.frobenius(rows), top)
 
 
 def _own_answers(

@@ -31,6 +31,8 @@ _BOUNDS = 1600
 _SMALLEST = 1e-7
 # Three rounds of so many sections find the largest eigenvalue.
 _SECTIONS = 128
+# Rows of a Gram matrix that are computed at once, up to their own columns.
+_GRAM_ROWS, _GRAM_PARTS = 64, 8
 
 
 class Diversity(NamedTuple):
@@ -64,8 +66,7 @@ def diversity(vectors_XMD: jax.Array) -> Diversity:
   x_XMD = vectors_XMD.astype(jnp.float32)
   # Zero vectors change nothing, and make the smallest sets like all others.
   x_XMD = jnp.pad(x_XMD, ((0, 0), (0, max(0, 3 - x_XMD.shape[1])), (0, 0)))
-  gram_XMM = jnp.einsum('XMD,XND->XMN', x_XMD, x_XMD)
-  diagonal_XM, off_XM = _tridiagonal(gram_XMM)
+  diagonal_XM, off_XM = _tridiagonal(_lower_gram(x_XMD))
   # Cutting the first row off is cutting its coupling, and not counting it.
   first = jnp.zeros_like(diagonal_XM).at[:, 0].set(1.0)
   diagonal_XKM = jnp.stack([diagonal_XM, diagonal_XM * (1 - first)], axis=1)
@@ -86,18 +87,44 @@ def diversity(vectors_XMD: jax.Array) -> Diversity:
     stable_rank=total_XK / largest_XK,
     anisotropy=jnp.where(total_XK > 0, largest_XK / safe_XK, 0.0),
     participation=jnp.concatenate(
-      [total_XK**2 / square_XK, _without_second(gram_XMM)], axis=-1
+      [
+        total_XK**2 / square_XK,
+        _without_second(x_XMD, total_XK[:, 0], square_XK[:, 0]),
+      ],
+      axis=-1,
     ),
   )
 
 
-def _without_second(gram_XMM: jax.Array) -> jax.Array:
-  """Returns the participation ratio tr(G)² / |G|² without a vector, `[X, 1]`."""
-  energy_XM = jnp.diagonal(gram_XMM, axis1=-2, axis2=-1)
-  row_XM = jnp.sum(gram_XMM**2, axis=-1)
-  total_X = jnp.sum(energy_XM, axis=-1) - energy_XM[:, 1]
-  square_X = jnp.sum(row_XM, axis=-1) - 2 * row_XM[:, 1] + energy_XM[:, 1] ** 2
-  some_X = total_X > 0
+def _lower_gram(x_XMD: jax.Array) -> jax.Array:
+  """Returns X Xᵀ, of which only the lower half is right: `[X, M, M]`."""
+  count = x_XMD.shape[1]
+  step = max(_GRAM_ROWS, -(-count // _GRAM_PARTS))
+  parts = []
+  for start in range(0, count, step):
+    stop = min(start + step, count)
+    part_XRC = jnp.einsum('XRD,XCD->XRC', x_XMD[:, start:stop], x_XMD[:, :stop])
+    parts.append(jnp.pad(part_XRC, ((0, 0), (0, 0), (0, count - stop))))
+  return jnp.concatenate(parts, axis=1)
+
+
+def _without_second(
+  x_XMD: jax.Array, total_X: jax.Array, square_X: jax.Array
+) -> jax.Array:
+  """Returns the participation ratio without a vector, `[X, 1]`.
+
+  It is tr(G)² / |G|², and both lose what stands in the vector's row and column.
+
+  Args:
+    x_XMD: the vectors.
+    total_X: trace of their Gram matrix.
+    square_X: its squared norm.
+  """
+  row_XM = jnp.einsum('XD,XMD->XM', x_XMD[:, 1], x_XMD)
+  energy_X = row_XM[:, 1]
+  total_X = total_X - energy_X
+  square_X = square_X - 2 * jnp.sum(row_XM**2, axis=-1) + energy_X**2
+  some_X = (total_X > 0) & (square_X > 0)
   return jnp.where(some_X, total_X**2 / jnp.where(some_X, square_X, 1), 0)[
     :, None
   ]
@@ -106,7 +133,7 @@ def _without_second(gram_XMM: jax.Array) -> jax.Array:
 def _tridiagonal(gram_XMM: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Returns diagonal `[X, M]` and subdiagonal `[X, M - 1]` of a similar matrix.
 
-  The first coordinate stays what it is.
+  Reads the lower half. The first coordinate stays what it is.
   """
 
   def lapack(gram_XMM: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -125,6 +152,8 @@ def _diagonals(matrix_XMM: jax.Array) -> tuple[jax.Array, jax.Array]:
 def _householder(gram_XMM: jax.Array) -> tuple[jax.Array, jax.Array]:
   """The same in plain JAX, for where there is no LAPACK (TPU)."""
   index_1M = jnp.arange(gram_XMM.shape[-1])[None]
+  lower_XMM = jnp.tril(gram_XMM, -1)
+  gram_XMM = jnp.tril(gram_XMM) + lower_XMM.swapaxes(1, 2)
 
   def reflect(k: jax.Array, a_XMM: jax.Array) -> jax.Array:
     column_XM = jax.lax.dynamic_index_in_dim(a_XMM, k, axis=2, keepdims=False)

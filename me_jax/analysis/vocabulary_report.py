@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from me_jax.analysis import bootstrap
 from me_jax.analysis import me_report
 
 COSINE = 0.9  # with the plateau, at least, of a token that spikes
 _LISTED = 64  # ids in the JSON
-_Z95 = 1.959964  # two-sided 95 % of the normal distribution
 
 
 class Readings(NamedTuple):
@@ -136,20 +136,8 @@ def tally(spikes_X: np.ndarray, tokens: int) -> Tally:
   share = spikes / max(probed, 1)
   low, high = share, share
   if probed < tokens:
-    low, high = wilson(spikes, probed)
+    low, high = bootstrap.wilson(spikes, probed)
   return Tally(tokens, probed, spikes, share, low, high)
-
-
-def wilson(hits: int, tries: int) -> tuple[float, float]:
-  """Returns Wilson's 95 % interval of a share (Wilson 1927, JASA 22, 209)."""
-  if not tries:
-    return 0.0, 1.0
-  share, z2 = hits / tries, _Z95**2 / tries
-  middle = share + z2 / 2
-  half = math.sqrt(z2 * share * (1 - share) + z2 * z2 / 4)
-  # Without the clip rounding would put an end beside 0 or 1.
-  low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
-  return min(max(low, 0.0), share), max(min(high, 1.0), share)
 
 
 def distribution(readings: Readings) -> dict[str, Any]:

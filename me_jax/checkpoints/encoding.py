@@ -99,6 +99,29 @@ def token_ids(
   return result
 
 
+def chat_ids(
+  tokenizer: Any,
+  config: config_lib.ModelConfig,
+  chat: list[dict[str, str]],
+) -> list[int]:
+  """Returns the ids of a chat up to where the model's answer begins.
+
+  Raises:
+    MeJaxError: the tokenizer has no chat template, or the template refuses.
+  """
+  if not tokenizer.chat_template:
+    raise errors.MeJaxError('the tokenizer has no chat template.')
+  try:
+    written = tokenizer.apply_chat_template(
+      chat, tokenize=False, add_generation_prompt=True
+    )
+  # Templates raise what they like.
+  except Exception as error:
+    raise errors.MeJaxError(f'the chat template refuses: {error}') from error
+  # The template has written BOS where the model wants it.
+  return token_ids(tokenizer, config, [written], 'never')[0]
+
+
 def spell(tokenizer: Any, token: int) -> str | None:
   """Returns a token as text, or the vocabulary's name for a part of one.
 

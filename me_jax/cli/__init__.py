@@ -18,6 +18,8 @@ VERBS = {
   'find': 'find the layer that creates the massive activations',
   'explain': 'say why, with controls, in a page to read and to send',
   'mitigate': 'relax them with a mask, measured on texts that did not choose it',
+  'generate': 'answer prompts, mitigated beside stock if wanted',
+  'evaluate': 'run tasks on both, and say whether they differ',
   'export': 'write a model as a Hugging Face folder',
 }
 
@@ -54,8 +56,6 @@ def entry() -> None:
   JAX takes half a second to take down what the end of the process frees, so
   the interpreter's own ending is left out; everything is written by then.
   """
-  # LAPACK's own threads and XLA's would wait for one another.
-  os.environ.setdefault('OPENBLAS_NUM_THREADS', '1')
   status = main()
   sys.stderr.flush()
   os._exit(status)

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+import threadpoolctl
 
 from me_jax import errors
 from me_jax.mitigation import moments
@@ -92,6 +93,8 @@ class Baked(NamedTuple):
   layers: tuple[BakedLayer, ...]
 
 
+# LAPACK's own threads would wait for XLA's, and the other way round.
+@threadpoolctl.threadpool_limits.wrap(limits=1, user_api='blas')
 def bake(
   model: decoder.Decoder,
   params: decoder.Params,

@@ -62,7 +62,9 @@ def builtin() -> list[Corpus]:
   ]
 
 
-def read(path: str | os.PathLike[str]) -> list[Corpus]:
+def read(
+  path: str | os.PathLike[str], *, choosing: bool = True
+) -> list[Corpus]:
   """Reads what lies in a folder.
 
   Args:
@@ -71,6 +73,7 @@ def read(path: str | os.PathLike[str]) -> list[Corpus]:
       that are there are used; or a folder of other .jsonl and .txt files, or
       one such file, of which the first half is for choosing and the second for
       measuring. A file of chats and plain texts becomes two corpora.
+    choosing: whether something to choose on is needed.
 
   Returns:
     The corpora, chats first.
@@ -87,7 +90,7 @@ def read(path: str | os.PathLike[str]) -> list[Corpus]:
     if os.path.isfile(os.path.join(path, entry[-1]))
   ]
   found = _apart(known or _others(path))
-  if not any(corpus.calibration for corpus in found):
+  if choosing and not any(corpus.calibration for corpus in found):
     raise errors.MeJaxError(
       f'{path} holds nothing to choose a mask on: it needs .jsonl or .txt files'
       ' of at least two different texts, or gsm8k/train.jsonl beside'

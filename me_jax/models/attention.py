@@ -42,6 +42,7 @@ class Attention(nn.Module):
     dtype: of the computation; the softmax is float32.
     param_dtype: of the parameters.
     chunk: queries per chunk.
+    fused: whether parameters are laid out as `params.unstack_layers` does it.
   """
 
   config: config_lib.ModelConfig
@@ -49,44 +50,62 @@ class Attention(nn.Module):
   dtype: jnp.dtype = jnp.float32
   param_dtype: jnp.dtype = jnp.float32
   chunk: int = 64
+  fused: bool = False
 
   @nn.compact
   def __call__(
     self,
     h_BTD: jax.Array,
     rotary: tuple[jax.Array, jax.Array],
-    positions_BT: jax.Array,
     windowed: jax.Array,
     context: sites_lib.SiteContext,
-    cache: cache_lib.Cache | None,
-  ) -> tuple[jax.Array, cache_lib.Cache | None]:
+    call: cache_lib.Call | None,
+    slots: cache_lib.Slots | None,
+  ) -> tuple[jax.Array, cache_lib.Slots | None]:
     """Maps the normalised state to the branch's write.
 
     Args:
       h_BTD: what the three projections receive.
       rotary: cosines and sines of this layer, `[B, T, R]`.
-      positions_BT: of each token in its text.
       windowed: bool scalar, traced; whether this layer has a sliding window.
       context: of the block.
-      cache: if there is one it gets this layer's keys and values; a started
-        one is also what the queries see.
+      call: how it meets the cache, if there is one.
+      slots: of the cache, which get this layer's keys and values; while
+        decoding they are also what the queries see.
 
     Returns:
-      `[B, T, D]`, and the cache.
+      `[B, T, D]`, and the slots.
     """
     config = self.config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
 
-    def project(name: str, count: int, axis: str) -> jax.Array:
-      features = count * config.head_dim
-      x_BTF = mlp.dense(
-        features,
-        ('embed', axis),
-        name=f'{name}_proj',
+    kwargs = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    counts = {'q': heads, 'k': kv_heads, 'v': kv_heads}
+    parts = {}
+    if self.fused:
+      sizes = [count * config.head_dim for count in counts.values()]
+      all_BTF = mlp.RowDense(
+        sum(sizes),
+        ('embed', 'heads'),
+        name='qkv_proj',
         use_bias=config.attention_bias,
-        dtype=self.dtype,
-        param_dtype=self.param_dtype,
+        **kwargs,
       )(h_BTD)
+      ends = [sizes[0], sizes[0] + sizes[1]]
+      parts = dict(zip(counts, jnp.split(all_BTF, ends, axis=-1)))
+
+    def project(name: str, axis: str) -> jax.Array:
+      count = counts[name]
+      if self.fused:
+        x_BTF = parts[name]
+      else:
+        x_BTF = mlp.dense(
+          count * config.head_dim,
+          ('embed', axis),
+          name=f'{name}_proj',
+          use_bias=config.attention_bias,
+          **kwargs,
+        )(h_BTD)
       normed = config.qk_norm != 'none' and name in 'qk'
       if normed and config.qk_norm == 'projection':
         x_BTF = self._norm(f'{name}_norm', x_BTF)
@@ -100,36 +119,36 @@ class Attention(nn.Module):
     def rotate(x_BTNH: jax.Array) -> jax.Array:
       return rope.rotate(x_BTNH, *rotary, config.rope_in_float32)
 
-    q_BTNH = rotate(project('q', heads, 'heads'))
-    k_BSKH = rotate(project('k', kv_heads, 'kv_heads'))
-    v_BSKH = project('v', kv_heads, 'kv_heads')
+    q_BTNH = rotate(project('q', 'heads'))
+    k_BSKH = rotate(project('k', 'kv_heads'))
+    v_BSKH = project('v', 'kv_heads')
 
-    # Which keys do the queries from `start` to `stop` see?
-    def visible(start: int, stop: int) -> jax.Array:
-      return self._visible(context.segments_BT, start, stop, windowed)
-
-    decoding = cache is not None and cache.started
-    if cache is not None:
-      cache = cache.write(context.layer, k_BSKH, v_BSKH)
-    if decoding:
-      k_BSKH, v_BSKH = cache.read(context.layer)
-
-      def visible(start: int, stop: int) -> jax.Array:
-        window = self._window(windowed)
-        return cache.visible(positions_BT[:, start:stop], window)
-
-    out_BTNH = self._attend(
-      q_BTNH, k_BSKH, v_BSKH, visible, context, all_keys=decoding
-    )
-    out_BTD = mlp.dense(
+    if call is not None and call.order_BT is None:
+      out_BTNH, slots = self._decode(
+        q_BTNH, k_BSKH, v_BSKH, windowed, context, call, slots
+      )
+    else:
+      if call is not None:
+        slots = cache_lib.write(call, slots, context.layer, k_BSKH, v_BSKH)
+      out_BTNH = self._attend(
+        q_BTNH,
+        k_BSKH.swapaxes(1, 2),
+        v_BSKH.swapaxes(1, 2),
+        lambda start, stop: self._visible(
+          context.segments_BT, start, stop, windowed
+        ),
+        context,
+        all_keys=False,
+      )
+    last = mlp.RowDense if self.fused else mlp.dense
+    out_BTD = last(
       config.hidden_size,
       ('heads', 'embed'),
       name='o_proj',
       use_bias=config.attention_out_bias,
-      dtype=self.dtype,
-      param_dtype=self.param_dtype,
+      **kwargs,
     )(out_BTNH.reshape(*h_BTD.shape[:2], heads * config.head_dim))
-    return out_BTD, cache
+    return out_BTD, slots
 
   def _norm(self, name: str, x: jax.Array) -> jax.Array:
     axis = 'head_dim' if self.config.qk_norm == 'head' else 'norm'
@@ -137,11 +156,52 @@ class Attention(nn.Module):
       self.config, self.dtype, self.param_dtype, name=name, axis=axis
     )(x)
 
+  def _decode(
+    self,
+    q_BTNH: jax.Array,
+    k_BTKH: jax.Array,
+    v_BTKH: jax.Array,
+    windowed: jax.Array,
+    context: sites_lib.SiteContext,
+    call: cache_lib.Call,
+    slots: cache_lib.Slots,
+  ) -> tuple[jax.Array, cache_lib.Slots]:
+    """Lets new tokens see the cache and each other; returns the slots too."""
+    window = self._window(windowed)
+    written = cache_lib.write(call, slots, context.layer, k_BTKH, v_BTKH)
+    if q_BTNH.shape[1] == 1:
+      # What the new token's key replaces is what it cannot see.
+      key_BS = cache_lib.table(call.after, slots)
+      k_BKSH, v_BKSH = cache_lib.read(written, context.layer)
+    else:
+      # A later token may replace what an earlier one sees: both are looked at.
+      key_BS = cache_lib.table(call.before, slots)
+      key_BS = jnp.concatenate([key_BS, call.position_BT], axis=1)
+      k_BKSH, v_BKSH = (
+        jnp.concatenate([old, new.swapaxes(1, 2).astype(old.dtype)], axis=2)
+        for old, new in zip(
+          cache_lib.read(slots, context.layer), (k_BTKH, v_BTKH)
+        )
+      )
+
+    def visible(start: int, stop: int) -> jax.Array:
+      return cache_lib.visible(key_BS, call.position_BT[:, start:stop], window)
+
+    out_BTNH = self._attend(
+      q_BTNH,
+      k_BKSH.astype(self.dtype),
+      v_BKSH.astype(self.dtype),
+      visible,
+      context,
+      all_keys=True,
+    )
+    return out_BTNH, written
+
   def _attend(
     self,
     q_BTNH: jax.Array,
-    k_BSKH: jax.Array,
-    v_BSKH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
     visible: Callable[[int, int], jax.Array],
     context: sites_lib.SiteContext,
     *,
@@ -151,8 +211,8 @@ class Attention(nn.Module):
 
     Args:
       q_BTNH: queries.
-      k_BSKH: keys.
-      v_BSKH: values.
+      k_BKSH: keys.
+      v_BKSH: values.
       visible: says which keys a chunk of queries may see, `[B, Q, S]`.
       context: of the block.
       all_keys: whether a chunk may see any key; else those up to its last
@@ -160,7 +220,7 @@ class Attention(nn.Module):
     """
     config = self.config
     batch, time, heads, dim = q_BTNH.shape
-    kv_heads = k_BSKH.shape[2]
+    kv_heads = k_BKSH.shape[1]
     q_BTKGH = q_BTNH.reshape(batch, time, kv_heads, heads // kv_heads, dim)
     # A Python float keeps the activation's type, a NumPy scalar would not.
     q_BTKGH = q_BTKGH * float((config.query_pre_attn_scalar or dim) ** -0.5)
@@ -169,16 +229,16 @@ class Attention(nn.Module):
     if time == 1 and not needs_probs and not all_keys:
       # One token sees itself alone, whatever its query and key: under jit
       # neither is computed.
-      return jnp.repeat(v_BSKH, heads // kv_heads, axis=2)
+      return jnp.repeat(v_BKSH.swapaxes(1, 2), heads // kv_heads, axis=2)
     starts = chunk_starts(time, self.chunk)
     outs, measured = [], {}
     for start in starts:
       stop = min(start + starts.step, time)
-      keys = k_BSKH.shape[1] if all_keys else stop
+      keys = k_BKSH.shape[2] if all_keys else stop
       scores_BKGQS = jnp.einsum(
-        'BQKGH,BSKH->BKGQS',
+        'BQKGH,BKSH->BKGQS',
         q_BTKGH[:, start:stop],
-        k_BSKH[:, :keys],
+        k_BKSH[:, :, :keys],
         preferred_element_type=jnp.float32,
       )
       if config.attn_logit_softcapping:
@@ -206,9 +266,9 @@ class Attention(nn.Module):
           measured = part
         probs_BKGQS = probs_BNQS.reshape(probs_BKGQS.shape)
       out_BKGQH = jnp.einsum(
-        'BKGQS,BSKH->BKGQH',
+        'BKGQS,BKSH->BKGQH',
         probs_BKGQS.astype(self.dtype),
-        v_BSKH[:, :keys],
+        v_BKSH[:, :, :keys],
         preferred_element_type=jnp.float32,
       )
       if not needs_probs:

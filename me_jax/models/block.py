@@ -53,13 +53,13 @@ class Shared:
 
   Attributes:
     segments_BT: int32, 0 for padding, else the number of the text.
-    positions_BT: of each token in its text.
+    call: how layers meet the cache; None without one.
     tables: cosines and sines `[B, T, R]`: of full, then of windowed layers.
     operands: of observers and edits.
   """
 
   segments_BT: jax.Array
-  positions_BT: jax.Array
+  call: cache_lib.Call | None
   tables: tuple[tuple[jax.Array, jax.Array], ...]
   operands: Mapping[str, jax.Array]
 
@@ -73,17 +73,22 @@ class Carry:
     buffers: of `sites.Capture` and its like, by name.
     marked_BT: tokens whose attention input is scaled; None in a step of
       decoding, where none is.
-    cache: keys and values; None without a cache.
+    slots: keys and values of all layers, stacked, or of the one that is next if
+      they are unrolled; None without a cache.
   """
 
   x_BTD: jax.Array
   buffers: dict[str, jax.Array]
   marked_BT: jax.Array | None
-  cache: cache_lib.Cache | None
+  slots: cache_lib.Slots | None
 
 
 class Block(nn.Module):
-  """One decoder layer; attributes as in `Decoder`."""
+  """One decoder layer; attributes as in `Decoder`.
+
+  Attributes:
+    fused: whether parameters are laid out as `params.unstack_layers` does it.
+  """
 
   config: config_lib.ModelConfig
   sites: sites_lib.Sites
@@ -91,6 +96,7 @@ class Block(nn.Module):
   param_dtype: jnp.dtype
   residual_dtype: jnp.dtype
   attention_chunk: int
+  fused: bool
 
   @nn.compact
   def __call__(
@@ -113,20 +119,21 @@ class Block(nn.Module):
       scale_D = self.get_variable('params', sink.SCALE)
       h_BTD = sink.scaled(h_BTD, scale_D, marked_BT)
     h_BTD = site('attn_in', h_BTD)
-    a_BTD, cache = attention.Attention(
+    a_BTD, slots = attention.Attention(
       self.config,
       self.sites,
       self.dtype,
       self.param_dtype,
       self.attention_chunk,
+      self.fused,
       name='self_attn',
     )(
       h_BTD,
       self._rotary(layer, shared),
-      shared.positions_BT,
       layer.windowed,
       context,
-      carry.cache,
+      shared.call,
+      carry.slots,
     )
     if placement != 'pre':
       a_BTD = self._norm('post_attention_layernorm')(a_BTD)
@@ -139,7 +146,12 @@ class Block(nn.Module):
       h_BTD = self._norm(ffn_norm)(x_BTD)
     h_BTD = site('ffn_in', h_BTD)
     y_BTD = mlp.GatedMlp(
-      self.config, self.sites, self.dtype, self.param_dtype, name='mlp'
+      self.config,
+      self.sites,
+      self.dtype,
+      self.param_dtype,
+      self.fused,
+      name='mlp',
     )(h_BTD, context)
     if placement != 'pre':
       y_BTD = self._norm('post_feedforward_layernorm')(y_BTD)
@@ -154,7 +166,7 @@ class Block(nn.Module):
       name: captures[name].store(buffer, context.captured[name], context)
       for name, buffer in carry.buffers.items()
     }
-    return Carry(x_BTD, buffers, marked_BT, cache), None
+    return Carry(x_BTD, buffers, marked_BT, slots), None
 
   def _site(
     self, context: sites_lib.SiteContext, name: str, value: jax.Array

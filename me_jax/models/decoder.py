@@ -13,7 +13,7 @@ norms have `pre_feedforward_layernorm` and `post_feedforward_layernorm` too. A
 mitigated model has a few small leaves more, see `sink.py`.
 
 Letters: B batch, T time, L layers, D model width, R half the rotated dims, V
-vocabulary.
+vocabulary, W wanted columns.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Output:
   """What a call of the decoder returns.
 
   Attributes:
-    logits: `[B, T, V]` float32.
+    logits: `[B, T, V]` float32; `[B, W, V]` of wanted columns.
     resid: `[B, T, D]`, the residual stream after the last layer.
     hidden: `[B, T, D]`, the same after the final norm: what the head receives.
     cache: keys and values for decoding; None without one.
@@ -72,8 +72,8 @@ class Decoder(nn.Module):
     residual_dtype: of the residual stream. bfloat16 cannot hold a massive
       activation and a small write side by side, so float32 is the default.
     remat: name of a policy in `REMAT_POLICIES`, for training.
-    scanned: False unrolls the layers over parameters that are not stacked,
-      see `unstack_layers`.
+    scanned: False unrolls the layers, over parameters in a layout of their own:
+      see `params.unstack_layers`.
     attention_chunk: queries whose scores exist at a time.
     sites: observers and edits.
   """
@@ -94,6 +94,7 @@ class Decoder(nn.Module):
     segments_BT: jax.Array | None = None,
     operands: Mapping[str, jax.Array] | None = None,
     cache: cache_lib.Cache | None = None,
+    wanted_BW: jax.Array | None = None,
   ) -> Output:
     """Runs the model.
 
@@ -108,6 +109,7 @@ class Decoder(nn.Module):
       cache: keys and values. An empty one (`cache.empty`) is filled with a
         prompt a row; with a started one the tokens go on where each row ends,
         and rows of segment 0 stand still.
+      wanted_BW: int32, the columns whose logits are wanted; None for all.
 
     Returns:
       The logits and the final state. Under jit, what is not used of them is
@@ -134,13 +136,17 @@ class Decoder(nn.Module):
       config, self.dtype, self.param_dtype, name='norm'
     )(x_BTD)
 
+    seen_BTD = hidden_BTD
+    if wanted_BW is not None:
+      seen_BTD = jnp.take_along_axis(hidden_BTD, wanted_BW[..., None], axis=1)
+
     # Logits are float32 whatever the computation is: bf16 has 8 bits.
     dot = functools.partial(
       jax.lax.dot_general, preferred_element_type=jnp.float32
     )
     if config.tie_word_embeddings:
       embedding_VD = embed_tokens.embedding.astype(self.dtype)
-      logits_BTV = dot(hidden_BTD, embedding_VD, (((2,), (1,)), ((), ())))
+      logits_BTV = dot(seen_BTD, embedding_VD, (((2,), (1,)), ((), ())))
     else:
       logits_BTV = nn.Dense(
         config.vocab_size,
@@ -150,7 +156,7 @@ class Decoder(nn.Module):
         kernel_init=_partitioned(('embed', 'vocab')),
         dot_general=lambda *args, **_: dot(*args),
         name='lm_head',
-      )(hidden_BTD)
+      )(seen_BTD)
     if config.final_logit_softcapping:
       cap = config.final_logit_softcapping
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)
@@ -171,12 +177,15 @@ class Decoder(nn.Module):
     positions_BT = text_positions(segments_BT)
     lengths_BT = text_lengths(segments_BT)
     decoding = cache is not None and cache.started
+    call = None
     if cache is not None:
-      cache, positions_BT, lengths_BT = cache.admit(segments_BT)
+      cache, call = cache_lib.admit(cache, segments_BT)
+      positions_BT = jnp.maximum(call.position_BT, 0)
+      lengths_BT = jnp.broadcast_to(cache.length_B[:, None], positions_BT.shape)
     ropes = [config.rope] + ([config.rope_local] if config.rope_local else [])
     shared = block_lib.Shared(
       segments_BT,
-      positions_BT,
+      call,
       tuple(
         rope.tables(r, config.head_dim, positions_BT, lengths_BT) for r in ropes
       ),
@@ -209,9 +218,11 @@ class Decoder(nn.Module):
       self.param_dtype,
       self.residual_dtype,
       self.attention_chunk,
+      not self.scanned,
     )
     buffers = self._buffers(segments_BT, operands)
-    carry = block_lib.Carry(x_BTD, buffers, marked_BT, cache)
+    slots = cache.slots[0] if cache is not None and self.scanned else None
+    carry = block_lib.Carry(x_BTD, buffers, marked_BT, slots)
     if self.scanned:
       scan = nn.scan(
         block,
@@ -223,15 +234,19 @@ class Decoder(nn.Module):
         metadata_params={nn.PARTITION_NAME: 'layers'},
       )
       carry, _ = scan(*attributes, name='layers')(carry, layers, shared)
+      written = (carry.slots,)
     else:
+      written = ()
       for i in range(count):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
+        if cache is not None:
+          carry = carry.replace(slots=cache.slots[i])
         carry, _ = block(*attributes, name=f'layers_{i}')(carry, layer, shared)
+        written += (carry.slots,)
     for name, buffer in carry.buffers.items():
       sites_lib.sow(self, name, buffer)
-    cache = carry.cache
     if cache is not None:
-      cache = cache.advanced(segments_BT.shape[1])
+      cache = cache.replace(slots=written)
     return carry.x_BTD, cache
 
   def _optional(self, name: str) -> jax.Array | None:

@@ -45,26 +45,34 @@ def _param_shapes(
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
   """Returns the tree of the unrolled decoder: `layers_0`, `layers_1`, ...
 
+  Made for steps of decoding, in which a projection is a matrix times a few
+  columns: kernels are `[out, in]`, and those that read the same input are one
+  (`qkv_proj`, `gate_up_proj`).
+
   Args:
     params: the tree of the scanned decoder.
   """
-  stacked = params['layers']
+  stacked = dict(params['layers'])
+  attention, ffn = dict(stacked['self_attn']), dict(stacked['mlp'])
+  for branch, names, fused in (
+    (attention, ('q_proj', 'k_proj', 'v_proj'), 'qkv_proj'),
+    (ffn, ('gate_proj', 'up_proj'), 'gate_up_proj'),
+  ):
+    parts = [branch.pop(name) for name in names]
+    branch[fused] = jax.tree.map(
+      lambda *leaves: jnp.concatenate(leaves, axis=-1), *parts
+    )
+  for branch in (attention, ffn):
+    for name, leaves in branch.items():
+      if 'kernel' in leaves:
+        kernel = jnp.swapaxes(leaves['kernel'], 1, 2)
+        branch[name] = {**leaves, 'kernel': kernel}
+  stacked |= {'self_attn': attention, 'mlp': ffn}
   count = jax.tree.leaves(stacked)[0].shape[0]
   return {k: v for k, v in params.items() if k != 'layers'} | {
     f'layers_{i}': jax.tree.map(lambda leaf, i=i: leaf[i], stacked)
     for i in range(count)
   }
-
-
-def stack_layers(params: Mapping[str, Any]) -> dict[str, Any]:
-  """Undoes `unstack_layers`."""
-  rest = {k: v for k, v in params.items() if not k.startswith('layers_')}
-  count = len(params) - len(rest)
-  if not count:
-    raise errors.MeJaxError('the parameter tree holds no unstacked layers')
-  layers = [params[f'layers_{i}'] for i in range(count)]
-  stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)
-  return rest | {'layers': stacked}
 
 
 def first_layers(

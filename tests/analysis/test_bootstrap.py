@@ -49,3 +49,16 @@ def test_the_same_seed_gives_the_same():
   assert bootstrap.weighted_mean(values) != bootstrap.weighted_mean(
     values, seed=1
   )
+
+
+@pytest.mark.parametrize(
+  ('hits', 'tries', 'low', 'high'),
+  # By R's binom.confint(method = 'wilson').
+  [
+    (0, 10, 0.0, 0.2775328),
+    (5, 10, 0.2365931, 0.7634069),
+    (10, 10, 0.7224672, 1.0),
+  ],
+)
+def test_wilsons_interval(hits, tries, low, high):
+  assert bootstrap.wilson(hits, tries) == pytest.approx((low, high))

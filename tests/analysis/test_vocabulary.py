@@ -12,7 +12,6 @@ import pytest
 
 import me_jax
 from me_jax.analysis import vocabulary
-from me_jax.analysis import vocabulary_report
 from me_jax.models import batch as batch_lib
 from tests.support import planted
 from tests.support.planted import Plant
@@ -188,19 +187,6 @@ def test_a_sample_has_an_interval_that_holds_the_truth():
   again = probe(model, params, report, sample=12, seed=3)
   same = probe(model, params, report, sample=12, seed=3)
   np.testing.assert_array_equal(again.alone.ids, same.alone.ids)
-
-
-@pytest.mark.parametrize(
-  ('hits', 'tries', 'low', 'high'),
-  # By R's binom.confint(method = 'wilson').
-  [
-    (0, 10, 0.0, 0.2775328),
-    (5, 10, 0.2365931, 0.7634069),
-    (10, 10, 0.7224672, 1.0),
-  ],
-)
-def test_wilsons_interval(hits, tries, low, high):
-  assert vocabulary_report.wilson(hits, tries) == pytest.approx((low, high))
 
 
 def test_without_a_span_nothing_is_run():

@@ -37,8 +37,16 @@ def _data(tmp_path_factory):
   texts = ['<bos>' + ' '.join(random.choice(words, 12)) for _ in range(8)]
   lines = [json.dumps({'text': text}) for text in texts]
   (folder / 'plain.jsonl').write_text('\n'.join(lines))
-  pairs = [{'question': t[:30], 'answer': t[30:50]} for t in texts]
-  (folder / 'chats.jsonl').write_text('\n'.join(map(json.dumps, pairs)))
+  # Without a chat template a role is written out, and so comes first.
+  roles = ('<bos>user', 'assistant')
+  chats = [
+    {'messages': [
+      {'role': role, 'content': part}
+      for role, part in zip(roles, (text[5:30], text[30:50]))
+    ]}
+    for text in texts
+  ]  # fmt: skip
+  (folder / 'chats.jsonl').write_text('\n'.join(map(json.dumps, chats)))
   return folder
 
 
@@ -48,7 +56,7 @@ def _written(planted_folder, data, tmp_path_factory):
   out = tmp_path_factory.mktemp('out') / 'new'
   argv = [
     'mitigate', f'--model={planted_folder}', f'--data={data}', f'--out={out}',
-    '--strength=0.5', '--tokens=massive', '--write=orbax,hf,baked', *SETTINGS,
+    '--strength=0.5', '--write=orbax,hf,baked', *SETTINGS,
   ]  # fmt: skip
   assert cli.main(argv) == 0
   return out
@@ -93,7 +101,6 @@ def test_says_when_nothing_helps_and_writes_no_model(
   argv = [
     'mitigate', f'--model={planted_folder}', f'--data={data / "plain.jsonl"}',
     f'--out={tmp_path}/out', '--strength=0.5,1', '--noby_layer', *SETTINGS,
-    '--tokens=massive',
   ]  # fmt: skip
   assert cli.main(argv) == 0
   said = capsys.readouterr().out

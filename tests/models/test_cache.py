@@ -43,7 +43,9 @@ def decode(model, params, texts, pad_side, chunk=1):
   batch = batch_lib.make_batch(prompts, pad_side=pad_side)
   rows, time = batch.tokens_BT.shape
   apply = jax.jit(functools.partial(model.apply, {'params': params}))
-  cache = cache_lib.empty(model.config, rows, time + NEW, model.dtype)
+  cache = cache_lib.empty(
+    model.config, rows, time + NEW, model.dtype, stacked=model.scanned
+  )
   out = apply(*batch, cache=cache)
   found = [
     [out.logits[b, batch.segments_BT[b] > 0]] for b in range(rows)

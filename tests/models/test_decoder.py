@@ -259,12 +259,6 @@ def test_every_parameter_names_its_logical_axes():
   assert all(len(b.names) == len(b.value.shape) for b in boxes)
 
 
-def test_stacking_undoes_unstacking():
-  _, params = planted.build([])
-  again = params_lib.stack_layers(params_lib.unstack_layers(params))
-  jax.tree.map(np.testing.assert_array_equal, params, again)
-
-
 def test_the_residual_stream_keeps_small_writes_beside_a_spike():
   """What bfloat16 would lose: 5000 + 1 == 5000 there."""
   model, params = planted.build([planted.Plant(2, 7, 9, 5000.0)])

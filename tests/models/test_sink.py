@@ -72,7 +72,7 @@ def test_ones_change_no_bit(dtype, jitted, scanned, cached):
   def run(params):
     if not cached:
       return model.apply({'params': params}, *batch).logits
-    cache = cache_lib.empty(model.config, 2, 16, dtype)
+    cache = cache_lib.empty(model.config, 2, 16, dtype, stacked=scanned)
     out = model.apply({'params': params}, *batch, cache=cache)
     step = np.full((2, 1), 5)
     again = model.apply({'params': params}, step, cache=out.cache)

@@ -1,0 +1,124 @@
+"""What do verbs share that set a mitigated model beside the stock one?"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from absl import flags as absl_flags
+
+from me_jax import errors
+from me_jax.cli import flags as flags_lib
+from me_jax.cli import session
+
+WEMASK = 'wemask'
+STOCK, MITIGATED = 'stock', 'mitigated'
+
+
+class Models(NamedTuple):
+  """Two models of one architecture.
+
+  Attributes:
+    model: unrolled, which decodes faster where layers are small.
+    params: by name, `stock` first; `mitigated` only if wanted.
+    tokenizer: of both.
+    config: of both.
+    source: where the stock model was found.
+  """
+
+  model: Any
+  params: dict[str, Any]
+  tokenizer: Any
+  config: Any
+  source: str
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+  """Declares the models."""
+  flags_lib.define_model(flags)
+  absl_flags.DEFINE_string(
+    'mitigation',
+    None,
+    "a mitigated model to set beside --model: a folder that 'me-jax mitigate' or"
+    " 'me-jax train' has written, or the word wemask for the paper's mask,"
+    ' without training: half of the channels at the first token, in all layers'
+    ' after the ME Layer.',
+    flag_values=flags,
+  )
+
+
+def load(flags: Any, progress: session.Progress) -> Models:
+  """Loads what `--model` and `--mitigation` name.
+
+  Raises:
+    MeJaxError: one of them is not sound, has no tokenizer, or does not belong
+      to the other.
+  """
+  from me_jax.checkpoints import load as load_lib
+
+  checkpoint = load_lib.open_checkpoint(flags.model)
+  other = None
+  if flags.mitigation and flags.mitigation != WEMASK:
+    other = load_lib.open_checkpoint(flags.mitigation)
+    if other.config.vocab_size != checkpoint.config.vocab_size:
+      raise errors.MeJaxError(
+        f'--mitigation={flags.mitigation} has a vocabulary of'
+        f' {other.config.vocab_size}, --model one of'
+        f' {checkpoint.config.vocab_size}: they are not the same model.'
+      )
+  session.keep_compiled()
+  progress.step('loading weights', 0, 1)
+  tokenizer = checkpoint.load_tokenizer()
+  if tokenizer is None:
+    raise errors.MeJaxError(
+      f'{flags.model} has no tokenizer: put its tokenizer.json beside it.'
+    )
+  import jax.numpy as jnp
+
+  from me_jax.models import decoder
+
+  dtype = jnp.dtype(flags.dtype)
+  model = decoder.Decoder(checkpoint.config, dtype=dtype, param_dtype=dtype)
+  params = {STOCK: checkpoint.load_params(flags.dtype)}
+  if other is not None:
+    if other.config != checkpoint.config:
+      raise errors.MeJaxError(
+        f'--mitigation={flags.mitigation} has another configuration than'
+        ' --model: they are not the same model.'
+      )
+    params[MITIGATED] = other.load_params(flags.dtype)
+  progress.step('loading weights', 1, 1)
+  if flags.mitigation == WEMASK:
+    params[MITIGATED] = _wemask(model, params[STOCK], checkpoint, progress)
+  return Models(
+    model=model.clone(scanned=False),
+    params=params,
+    tokenizer=tokenizer,
+    config=checkpoint.config,
+    source=checkpoint.path,
+  )
+
+
+def _wemask(
+  model: Any, params: Any, checkpoint: Any, progress: session.Progress
+) -> Any:
+  """Returns the parameters with the paper's mask."""
+  from me_jax.analysis import emergence
+  from me_jax.analysis import prompts as prompts_lib
+  from me_jax.checkpoints import encoding
+  from me_jax.mitigation import wemask
+  from me_jax.models import batch as batch_lib
+
+  progress.step('finding the ME Layer', 0, 1)
+  ids = encoding.token_ids(
+    checkpoint.load_tokenizer(),
+    checkpoint.config,
+    prompts_lib.builtin(),
+    'both',
+    any_length=True,
+  )
+  ids = sorted(ids, key=len, reverse=True)
+  batch = batch_lib.make_batch(ids, pack=True, length=max(128, len(ids[0])))
+  report = emergence.find_me_layer(model, params, batch)
+  masked = wemask.wemask(model, params, report)
+  progress.step('finding the ME Layer', 1, 1)
+  return masked

@@ -1,0 +1,299 @@
+"""`me-jax evaluate`: what can the model do, mitigated and stock?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import os
+import pathlib
+from typing import Any
+
+from absl import flags as absl_flags
+
+from me_jax import errors
+from me_jax.cli import compared
+from me_jax.cli import evaluate_flags
+from me_jax.cli import flags as flags_lib
+from me_jax.cli import session
+
+HELP = """\
+Runs tasks on the stock model and on the mitigated one, item by item the same,
+and says whether they differ. The paper's six (gsm8k, math500, aime24, ifeval,
+mmlu, xstest) and the losses of right answers (loss) are put and graded as the
+report says; any other name is a task of lm-evaluation-harness. Without --data a
+few samples are used that come with me_jax, which give no scores: for those,
+--data=DIR --full. A run that was stopped goes on where it was, with the same
+flags."""
+
+_REPORT = 'report'
+_LOSS = 'loss'
+_NONE = 'none'
+_SMOKE_TOKENS = 96
+
+
+def define(flags: absl_flags.FlagValues) -> None:
+  """Declares the verb's flags."""
+  evaluate_flags.define(flags)
+
+
+def run(flags: absl_flags.FlagValues) -> None:
+  """Runs the verb."""
+  # lm-eval's own bars would tear ours.
+  os.environ.setdefault('TQDM_DISABLE', '1')
+  _check_installed()
+  from me_jax.cli import evaluate_table
+  from me_jax.evaluation import compare
+  from me_jax.evaluation import run as run_lib
+  from me_jax.evaluation import tasks as tasks_lib
+  from me_jax.plotting import report as report_lib
+
+  if flags.mitigation == _NONE:
+    flags.mitigation = None
+  folder = _folder(flags)
+  limit = flags.limit or (None if flags.full else 8)
+  most = flags.max_new_tokens or (None if flags.full else _SMOKE_TOKENS)
+  configurations, corpora = _tasks(flags, folder, most, limit)
+  report_lib.check_target(os.path.join(flags.out, _REPORT))
+  about = _about(flags, folder, limit, most)
+  with session.progress() as progress:
+    models = compared.load(flags, progress)
+    _check_lengths(models.config, configurations)
+    run_lib.claim(flags.out, about, anew=flags.anew)
+    items = _run_all(flags, models, configurations, corpora, limit, progress)
+  found = []
+  for task, by_model in items.items():
+    metrics = _metrics(task, by_model[compared.STOCK], flags.released_matcher)
+    for metric in metrics:
+      values = {
+        who: {
+          i: row[metric.name] for i, row in rows.items() if metric.name in row
+        }
+        for who, rows in by_model.items()
+      }
+      one = compare.compare(
+        task,
+        metric,
+        values[compared.STOCK],
+        values.get(compared.MITIGATED),
+        seed=flags.seed,
+      )
+      if one is not None:
+        found.append(one)
+  labels = {name: task.label for name, task in tasks_lib.TASKS.items()}
+  labels |= {
+    task: f'loss, {name}' for task, name in _loss_names(corpora).items()
+  }
+  notes = {name: task.note for name, task in tasks_lib.TASKS.items()}
+  page = _report(flags, models, found, labels, notes, folder, about)
+  evaluate_table.show(found, labels)
+  if folder == 'samples':
+    print(
+      '\nThese are samples that come with me_jax, not scores: --data=DIR --full.'
+    )
+  print(
+    f'wrote {page}, beside it report.json and figures/, and every answer in'
+    f' {flags.out}'
+  )
+
+
+def _check_installed() -> None:
+  import importlib.util
+
+  for module in ('lm_eval', 'math_verify'):
+    if importlib.util.find_spec(module) is None:
+      raise errors.MeJaxError(
+        f"{module} is not installed: pip install 'me-jax[eval]'."
+      )
+
+
+def _folder(flags: Any) -> str | None:
+  """Returns where data are: a folder, 'samples', or None for the hub."""
+  if flags.data is None:
+    return 'samples'
+  if flags.data == 'hub':
+    return None
+  path = os.path.expanduser(flags.data)
+  if not os.path.isdir(path):
+    raise errors.MeJaxError(f'--data={flags.data} is no folder.')
+  return path
+
+
+def _tasks(
+  flags: Any, folder: str | None, most: int | None, limit: int | None
+) -> tuple[dict[str, Any], Sequence[Any]]:
+  """Returns tasks for lm-eval by name, and the corpora of losses.
+
+  Raises:
+    MeJaxError: there is no such task, or its data are not sound.
+  """
+  from me_jax.evaluation import data
+  from me_jax.evaluation import losses
+  from me_jax.evaluation import tasks as tasks_lib
+
+  known, others = [*tasks_lib.TASKS, _LOSS], None
+  found: dict[str, Any] = {}
+  for name in dict.fromkeys(flags.tasks or ()):
+    if name in known:
+      continue
+    if others is None:
+      from lm_eval import tasks as eval_tasks
+
+      others = eval_tasks.TaskManager().all_subtasks
+    if name not in others:
+      raise errors.MeJaxError(
+        f'there is no task {name!r:.60}{errors.nearest(name, [*known, *others])};'
+        f' {", ".join(known)}, or one of lm-evaluation-harness.'
+      )
+  if not flags.tasks:
+    raise errors.MeJaxError('--tasks lacks a value: write --tasks=NAME,NAME.')
+  where = data.samples() if folder == 'samples' else folder
+  for name in dict.fromkeys(flags.tasks):
+    if name in tasks_lib.TASKS:
+      found[name] = tasks_lib.configuration(
+        name,
+        where,
+        max_new_tokens=most,
+        limit=limit,
+        released_matcher=flags.released_matcher,
+      )
+    elif name != _LOSS:
+      found[name] = name
+  corpora: Sequence[Any] = ()
+  if _LOSS in flags.tasks:
+    corpora = losses.sources(None if folder in ('samples', None) else folder)
+  return found, corpora
+
+
+def _check_lengths(config: Any, configurations: dict[str, Any]) -> None:
+  """Raises MeJaxError where answers alone would fill the context."""
+  for name, task in configurations.items():
+    kwargs = {} if isinstance(task, str) else task.get('generation_kwargs', {})
+    most = kwargs.get('max_gen_toks', 0)
+    if most >= config.context_length:
+      raise errors.MeJaxError(
+        f'{name} allows answers of {most} tokens, and the context is'
+        f' {config.context_length}: give --max_new_tokens.'
+      )
+
+
+def _about(
+  flags: Any, folder: str | None, limit: int | None, most: int | None
+) -> dict[str, Any]:
+  """Returns what results depend on."""
+  from me_jax import __version__
+
+  return {
+    'model': str(flags.model),
+    'mitigation': flags.mitigation,
+    'dtype': flags.dtype,
+    'data': folder or 'hub',
+    'limit': limit,
+    'max_new_tokens': most,
+    'seed': flags.seed,
+    'released_matcher': flags.released_matcher,
+    'me_jax': __version__,
+  }
+
+
+def _run_all(
+  flags: Any,
+  models: compared.Models,
+  configurations: dict[str, Any],
+  corpora: Sequence[Any],
+  limit: int | None,
+  progress: session.Progress,
+) -> dict[str, dict[str, dict[int, Any]]]:
+  """Returns each item's row, by task and model."""
+  from me_jax.checkpoints import load as load_lib
+  from me_jax.evaluation import harness
+  from me_jax.evaluation import losses
+  from me_jax.evaluation import run as run_lib
+
+  items: dict[str, dict[str, dict[int, Any]]] = {}
+  for who, params in models.params.items():
+    lm = load_lib.LoadedModel(
+      models.model.clone(scanned=True), params, models.tokenizer, models.config
+    )
+    step = ['']
+
+    def tell(done: int, total: int, step: list[str] = step) -> None:
+      progress.step(step[0], done, total)
+
+    adapter = harness.MeJaxLM.of(
+      lm,
+      name=str(flags.model),
+      rows=flags.rows,
+      # A few answers do not pay for compiling every layer.
+      unrolled=None if flags.full else False,
+      progress=tell,
+    )
+    for task, configuration in configurations.items():
+      step[0] = f'{task}, {who}'
+      if isinstance(configuration, dict):
+        configuration = dict(configuration)
+      rows = run_lib.run(
+        adapter,
+        who,
+        task,
+        configuration,
+        flags.out,
+        limit=limit,
+        seed=flags.seed,
+      )
+      items.setdefault(task, {})[who] = rows
+    for task, name in _loss_names(corpora).items():
+      step[0] = f'loss of {name}, {who}'
+      corpus = next(c for c in corpora if c.name == name)
+      rows = losses.run(lm, who, corpus, flags.out, limit=limit, progress=tell)
+      items.setdefault(task, {})[who] = rows
+  return items
+
+
+def _loss_names(corpora: Sequence[Any]) -> dict[str, str]:
+  return {f'loss {corpus.name}': corpus.name for corpus in corpora}
+
+
+def _metrics(task: str, rows: dict[int, Any], released: bool) -> list[Any]:
+  """Returns a task's metrics; of a task of lm-eval, those that are numbers."""
+  from me_jax.evaluation import losses
+  from me_jax.evaluation import tasks as tasks_lib
+
+  if task.startswith('loss '):
+    return [losses.METRIC]
+  if task in tasks_lib.TASKS:
+    metrics = list(tasks_lib.TASKS[task].metrics)
+    if released and metrics[0].name == 'accuracy':
+      label = 'right by the released matcher'
+      metrics.append(tasks_lib.Metric(name='released', label=label))
+    return metrics
+  first = next(iter(rows.values()), {})
+  return [
+    tasks_lib.Metric(name=name, label=name, better=0)
+    for name, value in first.items()
+    if name != 'item' and isinstance(value, (int, float))
+  ]
+
+
+def _report(
+  flags: Any,
+  models: compared.Models,
+  found: Sequence[Any],
+  labels: dict[str, str],
+  notes: dict[str, str],
+  folder: str | None,
+  about: dict[str, Any],
+) -> pathlib.Path:
+  """Writes the page."""
+  from me_jax.plotting import report as report_lib
+  from me_jax.plotting.sections import evaluation
+
+  section = evaluation.section(
+    found, labels, notes, samples=folder == 'samples'
+  )
+  return report_lib.write(
+    os.path.join(flags.out, _REPORT),
+    [section],
+    title=f'What {flags.model} can do',
+    headline=section.finding.split('. ')[0].rstrip('.') + '.',
+    provenance=about | {'source': models.source},
+    command=flags_lib.command_line('evaluate', flags),
+  )

@@ -1,0 +1,1 @@
+"""What can the model do? Graded by lm-evaluation-harness and math-verify."""

@@ -1,0 +1,1 @@
+"""Text, a token at a time: a cache, samplers, and rows that are refilled."""

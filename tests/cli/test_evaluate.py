@@ -1,0 +1,149 @@
+"""`me-jax evaluate`: run, stop, go on, compare, and bad input."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+
+pytest.importorskip('lm_eval', reason='needs the extra [eval]')
+
+import me_jax  # noqa: E402
+from me_jax import cli  # noqa: E402
+from me_jax.evaluation import harness  # noqa: E402
+from me_jax.mitigation import wemask  # noqa: E402
+from tests.support import folder as folder_lib  # noqa: E402
+from tests.support import planted  # noqa: E402
+
+TASKS = '--tasks=gsm8k,mmlu,xstest,loss'
+
+
+@pytest.fixture(scope='module', name='model')
+def _model(tmp_path_factory):
+  model, params = planted.build(planted.VERDICTS['single'])
+  params = jax.tree.map(lambda x: x * 4 if x.ndim == 3 else x, params)
+  folder = folder_lib.write(model, params, tmp_path_factory.mktemp('planted'))
+  lm = me_jax.load(folder)
+  masked = wemask.wemask(lm.model, lm.params, planted.report(), rate=1.0)
+  me_jax.save(lm._replace(params=masked), folder / 'masked')
+  tokenizer = lm.tokenizer
+  tokenizer.eos_token = '9'
+  tokenizer.save_pretrained(folder)
+  return folder
+
+
+@pytest.fixture(scope='module', name='data')
+def _data(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('data')
+
+  def put(name, *rows):
+    path = folder / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text('\n'.join(map(json.dumps, rows)))
+
+  put('gsm8k/test.jsonl',
+      {'question': 'two and two?', 'answer': 'four #### 4'},
+      {'question': 'one and two?', 'answer': 'three #### 3'})  # fmt: skip
+  put('mmlu/test.jsonl', *[
+      {'subject': 's', 'question': q, 'choices': ['a', 'b', 'c'], 'answer': 1}
+      for q in ('which?', 'and which?', 'what?')])  # fmt: skip
+  (folder / 'xstest').mkdir()
+  (folder / 'xstest' / 'prompts.csv').write_text(
+    'prompt,label\nhow?,safe\nwhy?,unsafe\n'
+  )
+  return folder
+
+
+def flags(model, data, out, *more):
+  return [
+    'evaluate', f'--model={model}', f'--mitigation={model / "masked"}',
+    f'--data={data}', '--max_new_tokens=12', f'--out={out}', TASKS, *more,
+  ]  # fmt: skip
+
+
+def metrics(out):
+  report = json.loads((out / 'report' / 'report.json').read_text())
+  return report['sections']['evaluation']['numbers']['metrics']
+
+
+def test_two_models_are_compared_and_a_stopped_run_goes_on(
+  model, data, tmp_path, capsys, monkeypatch
+):
+  assert cli.main(flags(model, data, tmp_path / 'whole')) == 0
+  said = capsys.readouterr()
+  assert 'GSM8K' in said.out and 'no difference' in said.out
+  whole = metrics(tmp_path / 'whole')
+  names = {(one['task'], one['metric']) for one in whole}
+  assert ('gsm8k', 'accuracy') in names and ('mmlu', 'acc') in names
+  assert ('xstest', 'refused_safe') in names
+  assert ('loss GSM8K', 'loss') in names
+  assert all(one['difference'] for one in whole)
+
+  # Stopped after a few answers of a later task.
+  answered = []
+  real = harness.MeJaxLM._generate
+
+  def stopping(self, contexts, kwargs):
+    for one in real(self, contexts, kwargs):
+      if len(answered) == 3:
+        raise KeyboardInterrupt
+      answered.append(one)
+      yield one
+
+  monkeypatch.setattr(harness.MeJaxLM, '_generate', stopping)
+  assert cli.main(flags(model, data, tmp_path / 'parts')) == 130
+  monkeypatch.setattr(harness.MeJaxLM, '_generate', real)
+  asked = []
+
+  def counting(self, contexts, kwargs):
+    asked.extend(contexts)
+    yield from real(self, contexts, kwargs)
+
+  monkeypatch.setattr(harness.MeJaxLM, '_generate', counting)
+  assert cli.main(flags(model, data, tmp_path / 'parts')) == 0
+  # Eight answers in all, of two models; three were there.
+  assert len(asked) == 5
+  assert metrics(tmp_path / 'parts') == whole
+
+  # A run about something else is refused, unless it may replace this one.
+  other = flags(model, data, tmp_path / 'parts', '--seed=1')
+  assert cli.main(other) == 2
+  assert 'another seed' in capsys.readouterr().err
+  assert cli.main([*other, '--anew', '--tasks=mmlu']) == 0
+
+
+def test_one_model_alone(model, data, tmp_path, capsys):
+  argv = flags(model, data, tmp_path / 'out', '--mitigation=none',
+               '--tasks=gsm8k,mmlu', '--released_matcher')  # fmt: skip
+  assert cli.main(argv) == 0
+  found = metrics(tmp_path / 'out')
+  assert {one['metric'] for one in found} == {'accuracy', 'released', 'acc'}
+  assert not any(one['difference'] for one in found)
+
+
+def test_what_is_not_installed_is_said(
+  model, data, tmp_path, capsys, monkeypatch
+):
+  import importlib.util
+
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  assert cli.main(flags(model, data, tmp_path / 'out')) == 2
+  assert "pip install 'me-jax[eval]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('more', 'message'),
+  [
+    (['--tasks=gsm8'], "did you mean 'gsm8k'"),
+    (['--tasks=aime24'], 'aime24/test.jsonl, which is not there'),
+    (['--data=nowhere'], 'is no folder'),
+    (['--full', '--max_new_tokens=400'], 'the context is 256'),
+    (['--mitigation=nowhere'], 'nowhere'),
+    (['--limit=0'], 'limit'),
+  ],
+)
+def test_bad_input_gets_one_line(model, data, tmp_path, capsys, more, message):
+  assert cli.main(flags(model, data, tmp_path / 'out', *more)) == 2
+  assert message in capsys.readouterr().err.splitlines()[-1]
+  assert not (tmp_path / 'out').exists()
