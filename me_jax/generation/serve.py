@@ -118,7 +118,7 @@ def serve(
     rows,
     slots,
     jnp.dtype(cache_dtype or model.dtype),
-    penalised='repetition_penalty' in sampling.active,
+    'repetition_penalty' in sampling.active,
   )
   count = _STEPS if on_tokens is None else _SHOWN_STEPS
   rule = steps.Rule(

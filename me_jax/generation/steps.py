@@ -76,12 +76,13 @@ class Rule(NamedTuple):
   stops_E: jax.Array
 
 
+# One program, so that on many devices no cache lies whole on one of them.
+@functools.partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
 def start(
   model: decoder.Decoder,
   rows: int,
   slots: int,
   cache_dtype: jnp.dtype,
-  *,
   penalised: bool,
 ) -> State:
   """Returns the state of rows without texts.
@@ -97,7 +98,6 @@ def start(
     model.config, rows, slots, cache_dtype, stacked=model.scanned
   )
   seen = (rows, model.config.vocab_size)
-  # Arrays of their own: a program that uses them up takes none twice.
   return State(
     cache=cache.replace(started=True),
     token_B=jnp.zeros(rows, jnp.int32),

@@ -20,11 +20,15 @@ from __future__ import annotations
 from typing import Any
 
 from flax import struct
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from me_jax.models import config as config_lib
+
+# Logical axes of a layer's keys and values, for sharding.
+_AXES = ('batch', 'act_kv_heads', None, 'act_head_dim')
 
 
 @struct.dataclass
@@ -109,7 +113,13 @@ def empty(
   def one(count: int, *leading: int) -> Slots:
     heads, width = config.num_key_value_heads, config.head_dim
     shape = (*leading, rows, heads, count, width)
-    return Slots(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    axes = ('layers',) * len(leading) + _AXES
+    return Slots(
+      *(
+        nn.with_logical_constraint(jnp.zeros(shape, dtype), axes)
+        for _ in range(2)
+      )
+    )
 
   return Cache(
     slots=(one(counts[0], len(counts)),)

@@ -192,12 +192,10 @@ def test_a_window_needs_no_more_slots_than_it_is_wide():
   from me_jax.generation import steps
 
   model, _ = build(**FAMILIES['some windows'])
-  state = steps.start(
-    model.clone(scanned=False), 2, 64, np.float32, penalised=False
-  )
+  state = steps.start(model.clone(scanned=False), 2, 64, np.float32, False)
   assert [s.k.shape[2] for s in state.cache.slots] == [4, 64] * 2
   model, _ = build(**FAMILIES['all windows'])
-  state = steps.start(model, 2, 64, np.float32, penalised=False)
+  state = steps.start(model, 2, 64, np.float32, False)
   assert state.cache.slots[0].k.shape[3] == 5
 
 

@@ -1,0 +1,102 @@
+"""Eight CPU devices generate what one does, each with its part of the cache."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+PROGRAM = """
+    import sys
+
+    import flax.linen as nn
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from me_jax.generation import generate
+    from me_jax.generation import sampler
+    from me_jax.generation import steps
+    from me_jax.models import params as params_lib
+    from tests.support import planted
+
+    assert len(jax.devices()) == 8
+    scanned = eval(sys.argv[1])
+    model, params = planted.build([], bos_channel=2.0)
+    model, params = params_lib.first_layers(model, params, 2)
+    params = jax.tree.map(lambda x: x * 10 if x.ndim == 3 else x, params)
+    boxes = jax.eval_shape(
+      model.init,
+      jax.random.key(0),
+      jax.ShapeDtypeStruct((1, 4), jnp.int32),
+    )['params']
+    model = model.clone(scanned=scanned)
+    mesh = jax.make_mesh(
+      (4, 2), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    )
+    rules = [
+      ('batch', 'data'), ('vocab', 'tensor'), ('mlp', 'tensor'),
+      ('heads', 'tensor'), ('kv_heads', 'tensor'), ('embed', 'data'),
+      ('act_mlp', 'tensor'), ('act_heads', 'tensor'),
+      ('act_kv_heads', 'tensor'), ('act_vocab', 'tensor'),
+    ]
+    shardings = nn.logical_to_mesh_sharding(
+      nn.get_partition_spec(boxes), mesh, rules
+    )
+    placed = jax.tree.map(jax.device_put, params, shardings)
+    batch = planted.batch(count=12, length=15)
+
+    def answers(params, **kwargs):
+      mask_LD = np.random.default_rng(0).integers(0, 2, (2, 64)).astype('f4')
+      params = params | {'layers': params['layers'] | {'sink_scale': mask_LD}}
+      return generate.generate(
+        model, params, batch, max_new_tokens=20, stop_tokens=(), rows=8, **kwargs
+      ).ids()
+
+    sampled = dict(temperature=0.8, top_p=0.9, repetition_penalty=1.2, seed=3)
+    how = {} if scanned else sampled
+    alone = answers(params, **how)
+    assert len({tuple(text) for text in alone}) > 6
+    kept = []
+    real = steps.decode
+
+    def keeping(*args):
+      state, out_BC = real(*args)
+      kept.append(jax.tree.map(lambda leaf: leaf.sharding, state.cache.slots))
+      return state, out_BC
+
+    steps.decode = keeping
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+      together = answers(placed, **how)
+      # From the beginning: a cache may be too large for one device.
+      begun = steps.start(model, 8, 48, jnp.dtype('float32'), False)
+      kept.append(jax.tree.map(lambda leaf: leaf.sharding, begun.cache.slots))
+    assert together == alone
+    # Two of eight rows, and one of two key-value heads, on each device.
+    rows_axis = 1 if scanned else 0
+    for slots in (*kept[0], *kept[-1]):
+      shape = (8,) * rows_axis + (8, 2, 48, 16)
+      expected = (8,) * rows_axis + (2, 1, 48, 16)
+      assert slots.k.shard_shape(shape) == expected, slots.k
+      assert slots.v.shard_shape(shape) == expected, slots.v
+"""
+
+
+@pytest.mark.parametrize('scanned', [True, False])
+def test_eight_devices_generate_what_one_does(scanned):
+  done = subprocess.run(
+    [sys.executable, '-c', textwrap.dedent(PROGRAM), repr(scanned)],
+    env=os.environ
+    | {
+      'JAX_PLATFORMS': 'cpu',
+      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+      'PYTHONPATH': os.pathsep.join(sys.path),
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
