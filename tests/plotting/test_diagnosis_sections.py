@@ -79,6 +79,10 @@ def test_every_kind_of_model_gives_whole_sections(case):
       for panel in figure.panels:
         if isinstance(panel, spec.Heatmap):
           assert panel.values.ndim == 2
+        elif panel.marks:
+          # Without an ME Layer no line is called one.
+          expected = 'span' if report.layer is None else 'ME Layer'
+          assert panel.mark_label == expected
     text = json.dumps(section.numbers)
     assert 'NaN' not in text
 

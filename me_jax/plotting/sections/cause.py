@@ -14,6 +14,7 @@ from me_jax.analysis import me_report
 from me_jax.plotting import spec
 from me_jax.plotting.sections import cause_figures
 from me_jax.plotting.sections import cause_tables
+from me_jax.plotting.sections import where as where_lib
 
 _CLAIM = (
   "The ME Layer's RMSNorm and FFN act together: their parameters are large, "
@@ -250,14 +251,14 @@ def _figures(
   attribution: attribution_lib.Attribution,
   factorial: factorial_lib.Factorial,
 ) -> tuple[spec.Figure, ...]:
-  marks = tuple(float(layer) for layer in _where(report))
+  marks = where_lib.marks(report.layer, report.span)
   token = 'massive token' if attribution.massive else 'first token'
   of = (
     f'{attribution.prefixes} distinct {token}s (blue) and '
     f'{attribution.ordinary} ordinary tokens (green). Bands: 10 to 90 % of '
     'the tokens.'
   )
-  here = marks != ()
+  here = bool(marks['marks'])
   norm = _best(report, attribution.gain_GSL) if here else None
   ffn = _best(report, attribution.ffn_gain_GSL) if here else None
   match = _best(report, attribution.alignment_GSL) if here else None

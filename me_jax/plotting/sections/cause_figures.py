@@ -6,6 +6,7 @@ Letters: L layers, A and B the two factors, X prefixes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -23,7 +24,7 @@ _BAND = 'Bands: 10 to 90 % of the tokens.'
 
 
 def norm_panels(
-  found: attribution_lib.Attribution, marks: tuple[float, ...]
+  found: attribution_lib.Attribution, marks: dict[str, Any]
 ) -> tuple[spec.Panel, ...]:
   """Draws the norm's side: scale, gain, top channels, massive channels."""
   top = spec.Chart(
@@ -33,7 +34,7 @@ def norm_panels(
     x_label='layer',
     y_label='share',
     y_range=(0.0, 1.0),
-    marks=marks,
+    **marks,
   )
   panels = [
     spec.Chart(
@@ -42,7 +43,7 @@ def norm_panels(
       x_label='layer',
       y_label='1 / rms of the state',
       log_y=True,
-      marks=marks,
+      **marks,
     ),
     spec.Chart(
       title='gain of the norm',
@@ -50,7 +51,7 @@ def norm_panels(
       x_label='layer',
       y_label='norm after / norm before',
       log_y=True,
-      marks=marks,
+      **marks,
     ),
     top,
   ]
@@ -60,7 +61,7 @@ def norm_panels(
 
 
 def ffn_panels(
-  found: attribution_lib.Attribution, marks: tuple[float, ...]
+  found: attribution_lib.Attribution, marks: dict[str, Any]
 ) -> tuple[spec.Panel, ...]:
   """Draws the FFN's side: gain, alignment, the neurons that write."""
   panels: list[spec.Panel] = [
@@ -70,14 +71,14 @@ def ffn_panels(
       x_label='layer',
       y_label='norm out / norm in',
       log_y=True,
-      marks=marks,
+      **marks,
     ),
     spec.Chart(
       title='alignment with the best neuron of the layer',
       series=_groups(found, found.alignment_GSL),
       x_label='layer',
       y_label='largest |cos gate| · |cos up|',
-      marks=marks,
+      **marks,
     ),
   ]
   if len(found.dominating.index_I):
@@ -163,7 +164,7 @@ def _groups(
 
 
 def _gamma(
-  found: attribution_lib.Attribution, marks: tuple[float, ...]
+  found: attribution_lib.Attribution, marks: dict[str, Any]
 ) -> spec.Chart:
   """Draws the norms' weights at the largest massive channel."""
   return spec.Chart(
@@ -182,7 +183,7 @@ def _gamma(
     ),
     x_label='layer',
     y_label='|weight| over the median',
-    marks=marks,
+    **marks,
   )
 
 

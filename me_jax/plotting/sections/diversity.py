@@ -105,7 +105,7 @@ def _figure(
   control_L: np.ndarray,
   where: where_lib.Where | None,
 ) -> spec.Figure:
-  mark = () if where is None else (where.mark,)
+  mark = where_lib.marks(None) if where is None else where.mark
 
   def pair(values_L2: np.ndarray) -> tuple[spec.Series, ...]:
     return (
@@ -140,7 +140,7 @@ def _figure(
         x_label='layer',
         y_label='directions',
         series=pair(spectra.effective_rank),
-        marks=mark,
+        **mark,
       ),
       spec.Chart(
         title='anisotropy',
@@ -148,13 +148,13 @@ def _figure(
         y_label='share of the largest direction',
         y_range=(0.0, 1.0),
         series=pair(spectra.anisotropy),
-        marks=mark,
+        **mark,
       ),
       spec.Chart(
         title='participation ratio without one token',
         x_label='layer',
         y_label='change in percent',
-        marks=mark,
+        **mark,
         series=(
           spec.Series(
             label='without the massive token', y=100 * own_L, role='massive'

@@ -6,6 +6,7 @@ Letters: L layers, Q quantiles.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ def section(
   """
   where = where_lib.where(report)
   inputs = found.rigidity.state.inputs
-  mark = () if where is None else (where.mark,)
+  mark = where_lib.marks(None) if where is None else where.mark
   common = dict(
     name='rigidity',
     title="The massive token's state is rigid",
@@ -111,7 +112,7 @@ def _control(
 
 
 def _figures(
-  found: diagnosis.Rigidity, mark: tuple[int, ...]
+  found: diagnosis.Rigidity, mark: dict[str, Any]
 ) -> tuple[spec.Figure, ...]:
   panels = (
     ('the state after each layer', found.state, found.control_state),
@@ -136,7 +137,7 @@ def _figures(
         x_label='layer',
         y_label='cosine',
         y_range=(min(-0.05, _least(own), _least(control)), 1.02),
-        marks=mark,
+        **mark,
         series=(
           *_lines('massive token', own, 'massive'),
           *_lines('ordinary token', control, 'control'),
@@ -165,7 +166,7 @@ def _figures(
         y_label='layer',
         value_label='cosine',
         value_range=(min(0.0, float(values.min())), 1.0),
-        marks=mark,
+        marks=mark['marks'],
       )
       for title, values in (
         ('massive token', found.layers),

@@ -102,7 +102,7 @@ def _figures(
   where: where_lib.Where | None,
   maps: attention_maps.AttentionMaps | None,
 ) -> tuple[spec.Figure, ...]:
-  mark = () if where is None else (where.mark,)
+  mark = where_lib.marks(None) if where is None else where.mark
   layers = len(found.attention)
   curves = spec.Figure(
     name='sinks-layers',
@@ -125,7 +125,7 @@ def _figures(
         x_label='layer',
         y_label='attention',
         y_range=(0.0, 1.0),
-        marks=mark,
+        **mark,
         series=(
           _over_heads('massive token', found.attention, 'massive'),
           _over_heads('ordinary tokens', found.control_attention, 'control'),
@@ -136,7 +136,7 @@ def _figures(
         x_label='layer',
         y_label='share',
         y_range=(0.0, 1.02),
-        marks=mark,
+        **mark,
         series=(
           spec.Series(
             label=f'attention above {sinks.SINK}',
@@ -182,7 +182,7 @@ def _figures(
         y_label='layer',
         value_label='attention',
         value_range=(0.0, 1.0),
-        marks=mark,
+        marks=mark['marks'],
       ),
       spec.Heatmap(
         title='by position in the text',
@@ -191,7 +191,7 @@ def _figures(
         y_label='layer',
         value_label='attention',
         value_range=(0.0, 1.0),
-        marks=mark,
+        marks=mark['marks'],
       ),
     ),
   )

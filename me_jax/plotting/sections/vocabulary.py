@@ -56,7 +56,8 @@ def _verdict(probe: vocabulary_report.VocabularyProbe) -> str:
   if probe.reason or not probe.behind:
     return 'not tested' if probe.reason else 'does not hold'
   in_front = probe.everything.share >= _MOST
-  behind = np.mean([one.tally.share for one in probe.behind]) <= _LEAST
+  # By the token in front that holds them back least.
+  behind = max(one.tally.share for one in probe.behind) <= _LEAST
   if in_front and behind:
     return 'holds'
   return 'in part' if in_front or behind else 'does not hold'

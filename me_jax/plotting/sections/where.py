@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,13 +17,13 @@ class Where(NamedTuple):
     before: layers whose input and output lie before the span.
     after: layers after the span that receive the plateau.
     outputs: layers from the span's last on that put the plateau out.
-    mark: what figures mark: the ME Layer, or the span's last.
+    mark: what charts mark: the ME Layer, or the span's last; see `marks`.
   """
 
   before: np.ndarray
   after: np.ndarray
   outputs: np.ndarray
-  mark: int
+  mark: dict[str, Any]
 
 
 def where(report: me_report.MEReport) -> Where | None:
@@ -35,8 +36,22 @@ def where(report: me_report.MEReport) -> Where | None:
     before=np.arange(report.span[0]),
     after=np.arange(last + 1, min(end + 2, len(report.jump))),
     outputs=np.arange(last, end + 1),
-    mark=last if report.layer is None else report.layer,
+    mark=marks(report.layer, [last]),
   )
+
+
+def marks(
+  layer: int | None, others: Iterable[int] = ()
+) -> dict[str, tuple[float, ...] | str]:
+  """Returns what charts mark: `marks` and `mark_label` of `spec.Chart`.
+
+  Args:
+    layer: the ME Layer, None if there is none.
+    others: what is marked then, layers of the span.
+  """
+  if layer is not None:
+    return {'marks': (float(layer),), 'mark_label': 'ME Layer'}
+  return {'marks': tuple(map(float, others)), 'mark_label': 'span'}
 
 
 def spell(layers: np.ndarray) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -64,6 +65,16 @@ def test_the_verdict_needs_both_the_tokens_and_their_control(
     for series in panel.series:
       assert series.y.sum() == pytest.approx(1), 'shares of each group'
   json.dumps(section.numbers)
+
+
+def test_the_verdict_goes_by_the_worst_token_in_front():
+  probe = made(100, 0)
+  (behind,) = probe.behind
+  worse = made(100, 30).behind[0]
+  assert vocabulary.section(probe).verdict == 'holds'
+  # Their mean would be small enough.
+  many = dataclasses.replace(probe, behind=(behind,) * 9 + (worse,))
+  assert vocabulary.section(many).verdict == 'in part'
 
 
 def test_numbers_and_names_are_in_the_words():
