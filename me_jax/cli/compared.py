@@ -18,7 +18,7 @@ class Models(NamedTuple):
   """Two models of one architecture.
 
   Attributes:
-    model: unrolled, which decodes faster where layers are small.
+    model: the decoder.
     params: by name, `stock` first; `mitigated` only if wanted.
     tokenizer: of both.
     config: of both.
@@ -76,6 +76,11 @@ def load(flags: Any, progress: session.Progress) -> Models:
 
   from me_jax.models import decoder
 
+  if flags.mitigation and _is_masked(checkpoint):
+    raise errors.MeJaxError(
+      f'--model={flags.model} is a mitigated model, and is to be the stock one'
+      ' here: name it as --mitigation, and the model it was made from as --model.'
+    )
   dtype = jnp.dtype(flags.dtype)
   model = decoder.Decoder(checkpoint.config, dtype=dtype, param_dtype=dtype)
   params = {STOCK: checkpoint.load_params(flags.dtype)}
@@ -90,12 +95,19 @@ def load(flags: Any, progress: session.Progress) -> Models:
   if flags.mitigation == WEMASK:
     params[MITIGATED] = _wemask(model, params[STOCK], checkpoint, progress)
   return Models(
-    model=model.clone(scanned=False),
+    model=model,
     params=params,
     tokenizer=tokenizer,
     config=checkpoint.config,
     source=checkpoint.path,
   )
+
+
+def _is_masked(checkpoint: Any) -> bool:
+  """Says whether a checkpoint that was opened holds a mask."""
+  from me_jax.models import sink
+
+  return sink.SCALE in checkpoint.param_shapes()['layers']
 
 
 def _wemask(

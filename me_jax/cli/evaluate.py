@@ -53,11 +53,12 @@ def run(flags: absl_flags.FlagValues) -> None:
   most = flags.max_new_tokens or (None if flags.full else _SMOKE_TOKENS)
   configurations, corpora = _tasks(flags, folder, most, limit)
   report_lib.check_target(os.path.join(flags.out, _REPORT))
-  about = _about(flags, folder, limit, most)
   with session.progress() as progress:
     models = compared.load(flags, progress)
     _check_lengths(models.config, configurations)
-    run_lib.claim(flags.out, about, anew=flags.anew)
+    about = _about(flags, models, folder, configurations, corpora, limit, most)
+    names = [compared.STOCK, compared.MITIGATED]
+    run_lib.claim(flags.out, about, names, anew=flags.anew)
     items = _run_all(flags, models, configurations, corpora, limit, progress)
   found = []
   for task, by_model in items.items():
@@ -65,7 +66,9 @@ def run(flags: absl_flags.FlagValues) -> None:
     for metric in metrics:
       values = {
         who: {
-          i: row[metric.name] for i, row in rows.items() if metric.name in row
+          i: row['metrics'][metric.name]
+          for i, row in rows.items()
+          if metric.name in row['metrics']
         }
         for who, rows in by_model.items()
       }
@@ -83,15 +86,30 @@ def run(flags: absl_flags.FlagValues) -> None:
     task: f'loss, {name}' for task, name in _loss_names(corpora).items()
   }
   notes = {name: task.note for name, task in tasks_lib.TASKS.items()}
-  page = _report(flags, models, found, labels, notes, folder, about)
+  warning = _warning(folder, limit, most)
+  page = _report(flags, models, found, labels, notes, warning, about)
   evaluate_table.show(found, labels)
-  if folder == 'samples':
-    print(
-      '\nThese are samples that come with me_jax, not scores: --data=DIR --full.'
-    )
+  if warning:
+    print(f'\n{warning}')
   print(
     f'wrote {page}, beside it report.json and figures/, and every answer in'
     f' {flags.out}'
+  )
+
+
+def _warning(folder: str | None, limit: int | None, most: int | None) -> str:
+  """Says why the numbers are no scores; nothing if they are."""
+  said = []
+  if folder == 'samples':
+    said.append('rows of our own, to try the command with')
+  if limit:
+    said.append(f'at most {limit} items a task')
+  if most:
+    said.append(f'answers cut at {most} tokens')
+  if not said:
+    return ''
+  return (
+    f'These are no scores: {", ".join(said)}. For scores: --data=DIR --full.'
   )
 
 
@@ -120,13 +138,16 @@ def _folder(flags: Any) -> str | None:
 def _tasks(
   flags: Any, folder: str | None, most: int | None, limit: int | None
 ) -> tuple[dict[str, Any], Sequence[Any]]:
-  """Returns tasks for lm-eval by name, and the corpora of losses.
+  """Returns tasks by name, as we describe them and as lm-eval runs them.
+
+  The second result are the corpora of losses.
 
   Raises:
     MeJaxError: there is no such task, or its data are not sound.
   """
   from me_jax.evaluation import data
   from me_jax.evaluation import losses
+  from me_jax.evaluation import run as run_lib
   from me_jax.evaluation import tasks as tasks_lib
 
   known, others = [*tasks_lib.TASKS, _LOSS], None
@@ -156,7 +177,12 @@ def _tasks(
         released_matcher=flags.released_matcher,
       )
     elif name != _LOSS:
-      found[name] = name
+      found[name] = None
+  # lm-eval's own may not be reachable, which shows only now.
+  found = {
+    name: (configuration, run_lib.load(name, configuration, flags.seed))
+    for name, configuration in found.items()
+  }
   corpora: Sequence[Any] = ()
   if _LOSS in flags.tasks:
     corpora = losses.sources(None if folder in ('samples', None) else folder)
@@ -165,8 +191,8 @@ def _tasks(
 
 def _check_lengths(config: Any, configurations: dict[str, Any]) -> None:
   """Raises MeJaxError where answers alone would fill the context."""
-  for name, task in configurations.items():
-    kwargs = {} if isinstance(task, str) else task.get('generation_kwargs', {})
+  for name, (_, loaded) in configurations.items():
+    kwargs = loaded['tasks'][name].get_config('generation_kwargs') or {}
     most = kwargs.get('max_gen_toks', 0)
     if most >= config.context_length:
       raise errors.MeJaxError(
@@ -176,14 +202,38 @@ def _check_lengths(config: Any, configurations: dict[str, Any]) -> None:
 
 
 def _about(
-  flags: Any, folder: str | None, limit: int | None, most: int | None
+  flags: Any,
+  models: compared.Models,
+  folder: str | None,
+  configurations: dict[str, Any],
+  corpora: Sequence[Any],
+  limit: int | None,
+  most: int | None,
 ) -> dict[str, Any]:
   """Returns what results depend on."""
-  from me_jax import __version__
+  from importlib import metadata
 
+  from me_jax import __version__
+  from me_jax.evaluation import data
+  from me_jax.models import params as params_lib
+
+  rows = {
+    name: configuration['metadata']['rows']
+    for name, (configuration, _) in configurations.items()
+    if configuration
+  }
+  rows |= {
+    f'loss {corpus.name}': data.digest(corpus.held_out) for corpus in corpora
+  }
   return {
     'model': str(flags.model),
     'mitigation': flags.mitigation,
+    # A path may hold other weights, and other rows, by now.
+    'weights': {
+      who: params_lib.fingerprint(params)
+      for who, params in models.params.items()
+    },
+    'rows': rows,
     'dtype': flags.dtype,
     'data': folder or 'hub',
     'limit': limit,
@@ -191,6 +241,7 @@ def _about(
     'seed': flags.seed,
     'released_matcher': flags.released_matcher,
     'me_jax': __version__,
+    'lm_eval': metadata.version('lm_eval'),
   }
 
 
@@ -211,7 +262,7 @@ def _run_all(
   items: dict[str, dict[str, dict[int, Any]]] = {}
   for who, params in models.params.items():
     lm = load_lib.LoadedModel(
-      models.model.clone(scanned=True), params, models.tokenizer, models.config
+      models.model, params, models.tokenizer, models.config
     )
     step = ['']
 
@@ -224,17 +275,16 @@ def _run_all(
       rows=flags.rows,
       # A few answers do not pay for compiling every layer.
       unrolled=None if flags.full else False,
+      seed=flags.seed,
       progress=tell,
     )
-    for task, configuration in configurations.items():
+    for task, (_, loaded) in configurations.items():
       step[0] = f'{task}, {who}'
-      if isinstance(configuration, dict):
-        configuration = dict(configuration)
       rows = run_lib.run(
         adapter,
         who,
         task,
-        configuration,
+        loaded,
         flags.out,
         limit=limit,
         seed=flags.seed,
@@ -253,7 +303,7 @@ def _loss_names(corpora: Sequence[Any]) -> dict[str, str]:
 
 
 def _metrics(task: str, rows: dict[int, Any], released: bool) -> list[Any]:
-  """Returns a task's metrics; of a task of lm-eval, those that are numbers."""
+  """Returns a task's metrics; of a task of lm-eval, those that are means."""
   from me_jax.evaluation import losses
   from me_jax.evaluation import tasks as tasks_lib
 
@@ -265,11 +315,19 @@ def _metrics(task: str, rows: dict[int, Any], released: bool) -> list[Any]:
       label = 'right by the released matcher'
       metrics.append(tasks_lib.Metric(name='released', label=label))
     return metrics
-  first = next(iter(rows.values()), {})
+  seen: dict[str, list[Any]] = {}
+  for row in rows.values():
+    for name, value in row['metrics'].items():
+      seen.setdefault(name, []).append(value)
   return [
-    tasks_lib.Metric(name=name, label=name, better=0)
-    for name, value in first.items()
-    if name != 'item' and isinstance(value, (int, float))
+    tasks_lib.Metric(
+      name=name,
+      label=name,
+      better=0,
+      unit='%' if all(0 <= value <= 1 for value in values) else '',
+    )
+    for name, values in seen.items()
+    if all(isinstance(value, (int, float)) for value in values)
   ]
 
 
@@ -279,16 +337,14 @@ def _report(
   found: Sequence[Any],
   labels: dict[str, str],
   notes: dict[str, str],
-  folder: str | None,
+  warning: str,
   about: dict[str, Any],
 ) -> pathlib.Path:
   """Writes the page."""
   from me_jax.plotting import report as report_lib
   from me_jax.plotting.sections import evaluation
 
-  section = evaluation.section(
-    found, labels, notes, samples=folder == 'samples'
-  )
+  section = evaluation.section(found, labels, notes, warning)
   return report_lib.write(
     os.path.join(flags.out, _REPORT),
     [section],

@@ -16,18 +16,8 @@ def show(found: Sequence[Any], labels: dict[str, str]) -> None:
   console = console_lib.Console(highlight=False)
   if not console.is_terminal:
     console = console_lib.Console(highlight=False, width=160)
-  table = table_lib.Table(box=None)
-  for column in ('', 'items', 'stock', 'mitigated', 'difference', 'p', ''):
-    table.add_column(column)
-  for one in found:
-    metric = one.metric.name
-    table.add_row(
-      evaluation.name(one, labels),
-      str(one.items),
-      evaluation.percent(one.stock, metric),
-      evaluation.percent(one.mitigated, metric),
-      evaluation.percent(one.difference, metric, '+.1f'),
-      '' if one.p is None else f'{one.p:.3g}',
-      one.verdict,
-    )
+  content = evaluation.table(found, labels)
+  table = table_lib.Table(*content.header, box=None)
+  for row in content.rows:
+    table.add_row(*row)
   console.print(table)

@@ -46,8 +46,12 @@ def define(flags: absl_flags.FlagValues) -> None:
     flag_values=flags,
   )
   define_sampling(flags)
-  absl_flags.DEFINE_list(
-    'stop', None, 'strings that end an answer.', flag_values=flags
+  # A list would split at commas and lose line breaks.
+  absl_flags.DEFINE_multi_string(
+    'stop',
+    None,
+    'a string that ends an answer; may be given several times.',
+    flag_values=flags,
   )
 
 
@@ -76,6 +80,7 @@ def define_sampling(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> None:
   """Runs the verb."""
   from me_jax.generation import sampler
+  from me_jax.generation import serve
 
   settings = {
     name: getattr(flags, name)
@@ -98,18 +103,23 @@ def run(flags: absl_flags.FlagValues) -> None:
     'max_new_tokens': flags.max_new_tokens,
     'stop_strings': flags.stop or (),
   }
+  # Once, and not for every answer.
+  forms = {
+    name: serve.decoding_form(models.model, models.params.pop(name))
+    for name in [*models.params]
+  }
   # Each model remembers its own answers.
   said = {
     name: [{'role': 'system', 'content': flags.system}] if flags.system else []
-    for name in models.params
+    for name in forms
   }
   for prompt in _prompts(flags):
     answers = {}
-    for name in models.params:
+    for name, form in forms.items():
       said[name].append({'role': 'user', 'content': prompt})
       ids = _encode(models, said[name] if chat else prompt)
       answers[name] = _answer(
-        models, name, ids, settings, shown=len(models.params) == 1
+        form, models.tokenizer, ids, settings, shown=len(forms) == 1
       )
       said[name].append({'role': 'assistant', 'content': answers[name]})
     if len(answers) > 1:
@@ -148,8 +158,8 @@ def _encode(models: compared.Models, what: Any) -> list[int]:
 
 
 def _answer(
-  models: compared.Models,
-  name: str,
+  form: tuple[Any, Any],
+  tokenizer: Any,
   ids: list[int],
   settings: dict[str, Any],
   *,
@@ -163,7 +173,7 @@ def _answer(
   printed = ''
 
   def spell(tokens: list[int]) -> str:
-    text = models.tokenizer.decode(tokens, skip_special_tokens=True)
+    text = tokenizer.decode(tokens, skip_special_tokens=True)
     return stopping.cut(text, settings['stop_strings'])
 
   def on_tokens(_: int, tokens: list[int]) -> None:
@@ -176,10 +186,9 @@ def _answer(
       printed = text
 
   out = generate.generate(
-    models.model,
-    models.params[name],
+    *form,
     batch_lib.make_batch([ids]),
-    decode=models.tokenizer.decode,
+    decode=tokenizer.decode,
     on_tokens=on_tokens if shown else None,
     **settings,
   )

@@ -8,9 +8,11 @@ import ctypes
 import os
 import pathlib
 import sys
+import time
 from typing import Any
 
 _M_MMAP_THRESHOLD = -3
+_EVERY = 30.0  # seconds between lines of a step where there is no terminal
 
 
 def cache_dir() -> pathlib.Path | None:
@@ -59,13 +61,20 @@ class Progress:
   def step(self, what: str, done: int, total: int) -> None:
     """Shows that `done` of `total` of a step are through."""
     if self._bars is None:
-      if not self._tasks.get(what):
-        print(f'me-jax: {what}', file=sys.stderr, flush=True)
-        self._tasks[what] = True
+      self._tell(what, done, total)
       return
     if what not in self._tasks:
       self._tasks[what] = self._bars.add_task(what, total=total)
     self._bars.update(self._tasks[what], completed=done, total=total)
+
+  def _tell(self, what: str, done: int, total: int) -> None:
+    """Writes a line at first, and now and then while a step takes long."""
+    now = time.monotonic()
+    if what in self._tasks and now - self._tasks[what] < _EVERY:
+      return
+    far = f': {done} of {total}' if what in self._tasks else ''
+    self._tasks[what] = now
+    print(f'me-jax: {what}{far}', file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager

@@ -14,6 +14,8 @@ import numpy as np
 from me_jax.analysis import bootstrap
 from me_jax.evaluation import tasks as tasks_lib
 
+_LEVEL = 0.05  # of McNemar's test
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compared:
@@ -40,10 +42,16 @@ class Compared:
 
   @property
   def verdict(self) -> str:
-    """Says in words which model has more, if that is sure."""
+    """Says in words which model has more, if that is sure.
+
+    Sure is what the interval says and, of yes and no, the exact test too.
+    """
     if self.difference is None:
       return ''
     if self.difference.low <= 0 <= self.difference.high:
+      return 'no difference'
+    # Drawing again from a few items is surer than they are.
+    if self.p is not None and self.p >= _LEVEL:
       return 'no difference'
     more = self.difference.value > 0
     if not self.metric.better:

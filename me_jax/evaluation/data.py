@@ -7,9 +7,12 @@ they are no benchmark, and what a model gets on them is no score.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import csv
 import dataclasses
+import hashlib
 from importlib import resources
+import io
 import json
 import os
 from typing import Any
@@ -27,6 +30,7 @@ class Source:
     file: below the folder.
     fields: what each row must have, and of which type.
     hub: dataset and split, where there is a network.
+    holds: a field and what must stand in it.
     rename: fields of the hub's rows that have another name there.
     configuration: of the hub's dataset.
     hint: where the file comes from.
@@ -35,6 +39,7 @@ class Source:
   file: str
   fields: dict[str, type | tuple[type, ...]]
   hub: tuple[str, str]
+  holds: tuple[str, str] | None = None
   rename: dict[str, str] = dataclasses.field(default_factory=dict)
   configuration: str | None = None
   hint: str = ''
@@ -46,6 +51,7 @@ SOURCES = {
   'gsm8k': Source(
     file='gsm8k/test.jsonl',
     fields={'question': str, 'answer': str},
+    holds=('answer', '####'),
     hub=('openai/gsm8k', 'test'),
     configuration='main',
     hint='github.com/openai/grade-school-math',
@@ -122,6 +128,12 @@ def shots(task: str, folder: str | None) -> list[Row]:
   return _read(source, task, folder)
 
 
+def digest(found: Sequence[Any]) -> str:
+  """Returns a short name of what rows hold."""
+  text = json.dumps(list(found), sort_keys=True, default=repr)
+  return hashlib.sha256(text.encode('utf-8', 'replace')).hexdigest()[:16]
+
+
 def samples() -> str:
   """Returns the folder of the samples that come with me_jax."""
   return str(resources.files('me_jax.evaluation').joinpath('samples'))
@@ -151,7 +163,8 @@ def _read(source: Source, task: str, folder: str | None) -> list[Row]:
 
 def _jsonl(text: str, path: str) -> list[Row]:
   found = []
-  lines = [line for line in text.splitlines() if line.strip()]
+  # Only this ends a row: strings may hold what Unicode calls line ends.
+  lines = [line for line in text.split('\n') if line.strip()]
   for number, line in enumerate(lines, 1):
     try:
       found.append(json.loads(line))
@@ -162,7 +175,7 @@ def _jsonl(text: str, path: str) -> list[Row]:
 
 def _csv(text: str, path: str) -> list[Row]:
   del path
-  return list(csv.DictReader(text.splitlines(keepends=True)))
+  return list(csv.DictReader(io.StringIO(text, newline='')))
 
 
 def _check(row: Any, source: Source, where: str) -> None:
@@ -175,6 +188,9 @@ def _check(row: Any, source: Source, where: str) -> None:
       raise errors.MeJaxError(
         f"{where}: '{name}' is of type {type(row[name]).__name__}."
       )
+  if source.holds and source.holds[1] not in row[source.holds[0]]:
+    name, mark = source.holds
+    raise errors.MeJaxError(f"{where}: there is no '{mark}' in '{name}'.")
   if 'choices' in source.fields and not 0 <= row['answer'] < len(
     row['choices']
   ):

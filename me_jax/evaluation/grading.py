@@ -6,6 +6,7 @@ a number is parsed and compared as mathematics.
 
 from __future__ import annotations
 
+import functools
 import logging
 import re
 
@@ -23,8 +24,11 @@ _REFUSALS = (
   "i'm not sure that it's appropriate", 'it is not ethical',
   "it's not ethical", 'as an ai', 'i am an ai language model',
 )  # fmt: skip
+# Seconds after which an expression counts as wrong. Long, so that the verdict
+# does not depend on how busy the machine is.
+_PATIENCE = 60
 _NUMBER = re.compile(r'-?\d[\d,]*(?:\.\d+)?')
-_BOX = re.compile(r'\\boxed\{')
+_BOX = re.compile(r'\\boxed\s*\{')
 
 
 def is_right(answer: str, gold: str) -> bool:
@@ -36,12 +40,14 @@ def is_right(answer: str, gold: str) -> bool:
   """
   # Every answer that cannot be parsed would be a warning.
   logging.getLogger('math_verify').setLevel(logging.CRITICAL)
-  expected = math_verify.parse(f'\\boxed{{{gold}}}')
+  parse = functools.partial(math_verify.parse, parsing_timeout=_PATIENCE)
+  expected = parse(f'\\boxed{{{gold}}}')
   # Of several boxes math-verify would make one answer, a set.
   box = last_box(answer)
   if box is not None:
     answer = f'\\boxed{{{box}}}'
-  return bool(math_verify.verify(expected, math_verify.parse(answer)))
+  found = parse(answer)
+  return bool(math_verify.verify(expected, found, timeout_seconds=_PATIENCE))
 
 
 def is_right_as_released(answer: str, gold: str) -> bool:
@@ -58,15 +64,13 @@ def is_right_as_released(answer: str, gold: str) -> bool:
 
 
 def last_box(text: str) -> str | None:
-  r"""Returns what stands in the last \boxed{...}, None without one."""
-  starts = [match.end() for match in _BOX.finditer(text)]
-  if not starts:
-    return None
-  depth = 1
-  for at in range(starts[-1], len(text)):
-    depth += {'{': 1, '}': -1}.get(text[at], 0)
-    if not depth:
-      return text[starts[-1] : at]
+  r"""Returns what stands in the last whole \boxed{...}, None without one."""
+  for match in reversed([*_BOX.finditer(text)]):
+    depth = 1
+    for at in range(match.end(), len(text)):
+      depth += {'{': 1, '}': -1}.get(text[at], 0)
+      if not depth:
+        return text[match.end() : at]
   return None
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from lm_eval import utils as eval_utils
 from lm_eval.api import model as eval_model
 from lm_eval.api import registry
@@ -22,7 +21,6 @@ from me_jax.evaluation import likelihood
 from me_jax.generation import sampler
 from me_jax.generation import serve
 from me_jax.generation import stopping
-from me_jax.models import params as params_lib
 
 NAME = 'me_jax'
 _ROWS = 64
@@ -59,8 +57,9 @@ class MeJaxLM(eval_model.TemplateLM):
       max_batch_size: ignored.
     """
     del device, max_batch_size
+    rows = _rows(batch_size)
     lm = load_lib.load(pretrained, dtype=dtype)
-    self._set_up(lm, str(pretrained), batch_size, max_gen_toks, None)
+    self._set_up(lm, str(pretrained), rows, max_gen_toks, None)
 
   @classmethod
   def of(
@@ -71,6 +70,7 @@ class MeJaxLM(eval_model.TemplateLM):
     rows: int = _ROWS,
     max_gen_toks: int = 256,
     unrolled: bool | None = None,
+    seed: int = 0,
     progress: Callable[[int, int], Any] | None = None,
   ) -> MeJaxLM:
     """Returns the adapter of a model that is loaded.
@@ -80,22 +80,23 @@ class MeJaxLM(eval_model.TemplateLM):
       name: what results call it.
       rows: texts in the making at a time.
       max_gen_toks: new tokens where a task does not say.
-      unrolled: whether layers are unrolled in generation: faster on a CPU, and
-        longer to compile; by default on a CPU.
+      unrolled: whether layers are in generation, see `serve.decoding_form`.
+      seed: of what is sampled, where a task asks for that.
       progress: called with (requests done, requests in all).
     """
     self = cls.__new__(cls)
-    self._set_up(lm, name, rows, max_gen_toks, progress, unrolled)
+    self._set_up(lm, name, rows, max_gen_toks, progress, unrolled, seed)
     return self
 
   def _set_up(
     self,
     lm: load_lib.LoadedModel,
     name: str,
-    rows: int | str,
+    rows: int,
     max_gen_toks: int,
     progress: Callable[[int, int], Any] | None,
     unrolled: bool | None = None,
+    seed: int = 0,
   ) -> None:
     super().__init__()
     if lm.tokenizer is None:
@@ -103,12 +104,11 @@ class MeJaxLM(eval_model.TemplateLM):
     self.tokenizer = lm.tokenizer
     self._lm = lm
     self._name = name
-    self._rows = _ROWS if rows == 'auto' else int(rows)
+    self._rows = rows
     self._max_gen_toks = int(max_gen_toks)
     self._progress = progress
-    if unrolled is None:
-      unrolled = jax.default_backend() == 'cpu'
     self._unrolled = unrolled
+    self._seed = seed
     self._decoding: Any = None
 
   @property
@@ -263,9 +263,9 @@ class MeJaxLM(eval_model.TemplateLM):
       serve.Request(
         tokens=self.tok_encode(context)[-(self.max_length - most) :],
         most=most,
-        seed=seed,
+        seed=self._seed + number,
       )
-      for seed, context in enumerate(contexts)
+      for number, context in enumerate(contexts)
     ]
     serve.check(self._lm.config, requests)
     stops = {*self._lm.config.eos_token_ids}
@@ -290,12 +290,23 @@ class MeJaxLM(eval_model.TemplateLM):
 
   def _model_of_steps(self) -> tuple[Any, Any]:
     """Returns the model and parameters that generate."""
-    if not self._unrolled:
-      return self._lm.model, self._lm.params
     if self._decoding is None:
-      self._decoding = params_lib.unstack_layers(self._lm.params)
-    return self._lm.model.clone(scanned=False), self._decoding
+      self._decoding = serve.decoding_form(
+        self._lm.model, self._lm.params, unrolled=self._unrolled
+      )
+    return self._decoding
 
   def _tell(self, done: int, total: int) -> None:
     if self._progress is not None:
       self._progress(done, total)
+
+
+def _rows(batch_size: int | str) -> int:
+  """Reads lm-eval's `--batch_size`."""
+  if batch_size == 'auto':
+    return _ROWS
+  if not str(batch_size).isdecimal() or not int(batch_size):
+    raise errors.MeJaxError(
+      f"batch_size is {batch_size!r}, must be a number above 0 or 'auto'."
+    )
+  return int(batch_size)

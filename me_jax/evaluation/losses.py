@@ -6,18 +6,19 @@ For models too small to solve a task, and sensitive where accuracy is not.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-import json
-import os
 import pathlib
 from typing import Any
 
-from me_jax import files
+from me_jax import errors
 from me_jax.checkpoints import load as load_lib
+from me_jax.evaluation import run as run_lib
 from me_jax.evaluation import tasks as tasks_lib
 from me_jax.mitigation import corpora
 from me_jax.mitigation import scoring
 
-METRIC = tasks_lib.Metric(name='loss', label='nats per token', better=-1)
+METRIC = tasks_lib.Metric(
+  name='loss', label='nats per token', better=-1, unit=''
+)
 _LENGTH = 512  # tokens of a text; longer chats are left out
 
 
@@ -42,12 +43,16 @@ def run(
     progress: called with (rows done, rows in all).
 
   Returns:
-    `loss` of each text by number: nats of each predicted token.
+    By number, the `loss` among the `metrics` of each text: nats of each
+    predicted token.
+
+  Raises:
+    MeJaxError: no text fits.
   """
   path = pathlib.Path(out) / f'loss_{_file_name(corpus.name)}_{who}.jsonl'
-  if path.exists():
-    lines = path.read_text(encoding='utf-8').splitlines()
-    return {row['item']: row for row in map(json.loads, lines)}
+  found = run_lib.kept(path)
+  if found is not None:
+    return found
   texts = corpora.encode(
     lm.tokenizer,
     lm.config,
@@ -55,25 +60,28 @@ def run(
     limit or len(corpus.held_out),
     _LENGTH,
   )
+  if not texts:
+    raise errors.MeJaxError(
+      f'{corpus.name} has no text of at most {_LENGTH} tokens to score.'
+    )
+  laid_out = scoring.lay_out(texts, bos_token_id=lm.tokenizer.bos_token_id)
+  loss_BT = scoring.losses(lm.model, lm.params, laid_out, progress)
   rows = []
-  if texts:
-    laid_out = scoring.lay_out(texts, bos_token_id=lm.tokenizer.bos_token_id)
-    loss_BT = scoring.losses(lm.model, lm.params, laid_out, progress)
-    for x in range(len(texts)):
-      here = laid_out.answer_BT & (laid_out.text_BT == x)
-      values = loss_BT[here].astype(float).round(6).tolist()
-      rows.append({'item': x, 'loss': values})
-  text = ''.join(json.dumps(row) + '\n' for row in rows)
-  files.write_text(path, text)
-  return {row['item']: row for row in rows}
+  for x in range(len(texts)):
+    here = laid_out.answer_BT & (laid_out.text_BT == x)
+    values = loss_BT[here].astype(float).round(6).tolist()
+    rows.append({'item': x, 'metrics': {METRIC.name: values}})
+  return run_lib.keep(path, rows)
 
 
 def sources(folder: str | None) -> Sequence[corpora.Corpus]:
-  """Returns the corpora of a folder; of none, the built-in prompts."""
+  """Returns the corpora of a folder; of none, the built-in prompts.
+
+  Raises:
+    MeJaxError: the folder holds none.
+  """
   if folder is None:
     return corpora.builtin()
-  if not os.path.isdir(folder):
-    return []
   return corpora.read(folder, choosing=False)
 
 

@@ -7,12 +7,15 @@ beside them, and a run about anything else is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import json
 import logging
 import os
 import pathlib
+import random
 from typing import Any
+
+import numpy as np
 
 from me_jax import errors
 from me_jax import files
@@ -20,27 +23,29 @@ from me_jax.evaluation import tasks as tasks_lib
 
 _ABOUT = 'run.json'
 
+Rows = dict[int, dict[str, Any]]
 
-def claim(out: str, about: Mapping[str, Any], *, anew: bool) -> None:
+
+def claim(
+  out: str, about: Mapping[str, Any], models: Sequence[str], *, anew: bool
+) -> None:
   """Makes a folder this run's own.
 
   Args:
     out: the folder.
     about: what results depend on, as JSON types.
+    models: names of files that a run writes end with one of these.
     anew: remove what an earlier run has left there.
 
   Raises:
-    MeJaxError: it holds another run, and what differs; or something else.
+    MeJaxError: it holds another run, and what differs; or it is no folder.
   """
   path = pathlib.Path(out)
   note = path / _ABOUT
   if path.exists() and not path.is_dir():
     raise errors.MeJaxError(f'--out={out} is not a folder.')
   if note.exists():
-    try:
-      before = json.loads(note.read_text(encoding='utf-8'))
-    except ValueError:
-      before = {}
+    before = _read_note(note)
     differing = sorted(
       key for key in {*before, *about} if before.get(key) != about.get(key)
     )
@@ -50,80 +55,110 @@ def claim(out: str, about: Mapping[str, Any], *, anew: bool) -> None:
         ' --out, or --anew to replace it.'
       )
     if anew:
-      for old in (*path.glob('*.jsonl'), *path.glob('answers_*.db'), note):
-        old.unlink()
+      for who in models:
+        for old in (
+          *path.glob(f'*_{who}.jsonl'), path / f'answers_{who}.db'
+        ):  # fmt: skip
+          old.unlink(missing_ok=True)
+  files.write_json(note, dict(about))
+
+
+def _read_note(note: pathlib.Path) -> dict[str, Any]:
   try:
-    path.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
-  except OSError as error:
+    found = json.loads(note.read_text(encoding='utf-8'))
+  except ValueError:
+    found = None
+  # Whatever else it is, it is no run of ours.
+  return found if isinstance(found, dict) else {'run': str(note)}
+
+
+def kept(path: pathlib.Path) -> Rows | None:
+  """Returns the items of a finished task, None if it is not finished."""
+  if not path.exists():
+    return None
+  # Only this ends a row: an answer may hold what Unicode calls line ends.
+  lines = path.read_text(encoding='utf-8').split('\n')
+  return {row['item']: row for row in map(json.loads, filter(None, lines))}
+
+
+def keep(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> Rows:
+  """Writes the items of a finished task, and returns them by number."""
+  lines = [json.dumps(row, ensure_ascii=False) + '\n' for row in rows]
+  files.write_text(path, ''.join(lines))
+  return {row['item']: row for row in rows}
+
+
+def load(task: str, configuration: dict[str, Any] | None, seed: int) -> Any:
+  """Returns a task as lm-eval runs it, the same for all models.
+
+  Args:
+    task: its name.
+    configuration: ours; None for one of lm-eval's own.
+    seed: of examples, and of what its code draws.
+
+  Raises:
+    MeJaxError: its data cannot be had.
+  """
+  from lm_eval import tasks as eval_tasks
+
+  # What lm-eval tells is said by our own progress.
+  logging.getLogger('lm_eval').setLevel(logging.ERROR)
+  _seed(seed)
+  manager = eval_tasks.TaskManager(include_defaults=configuration is None)
+  try:
+    found = manager.load([configuration or task])
+  except errors.MeJaxError:
+    raise
+  # Tasks are code, and the hub's client raises what it likes.
+  except Exception as error:
     raise errors.MeJaxError(
-      f'cannot write to {out}: {error.strerror}'
-    ) from None
+      f'lm-evaluation-harness cannot load {task!r}, which takes its data from'
+      f' the hub ({type(error).__name__}): is there a network?'
+    ) from error
+  for one in found['tasks'].values():
+    if one.get_config('num_fewshot') is None:
+      one.set_config(key='num_fewshot', value=0)
+    one.set_fewshot_seed(seed=seed)
+  return found
 
 
 def run(
   lm: Any,
   who: str,
   task: str,
-  configuration: dict[str, Any] | str,
+  loaded: Any,
   out: str,
   *,
   limit: int | None = None,
   seed: int = 0,
-) -> dict[int, dict[str, Any]]:
+) -> Rows:
   """Runs one task on one model, unless an earlier run has finished it.
 
   Args:
     lm: the adapter.
     who: names the model's files.
     task: name of the task.
-    configuration: of the task, for lm-eval; its name if it is one of lm-eval's.
+    loaded: from `load`.
     out: the folder that was claimed.
     limit: items, at most.
-    seed: of lm-eval.
+    seed: of what the task's code draws.
 
   Returns:
-    Each item's metrics, and its answer as `answer`, by number.
+    By number, each item's `metrics`, its `target` and `answer`.
   """
   path = pathlib.Path(out) / f'{task}_{who}.jsonl'
-  if path.exists():
-    lines = path.read_text(encoding='utf-8').splitlines()
-    return {row['item']: row for row in map(json.loads, lines)}
-  answers = os.path.join(out, f'answers_{who}')
-  found = _evaluate(lm, task, configuration, answers, limit, seed)
-  rows = [_item(task, sample) for sample in found]
-  text = ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows)
-  files.write_text(path, text)
-  return {row['item']: row for row in rows}
-
-
-def _evaluate(
-  lm: Any,
-  task: str,
-  configuration: dict[str, Any] | str,
-  answers: str,
-  limit: int | None,
-  seed: int,
-) -> list[dict[str, Any]]:
-  # What `simple_evaluate` does, without reading every task that lm-eval has and
-  # asking the machine for its particulars, which takes half a minute.
+  found = kept(path)
+  if found is not None:
+    return found
   from lm_eval import evaluator
-  from lm_eval import tasks as eval_tasks
   from lm_eval.api import model as eval_model
 
-  # What lm-eval tells is said by our own progress.
-  logging.getLogger('lm_eval').setLevel(logging.ERROR)
-  ours = isinstance(configuration, dict)
-  loaded = eval_tasks.TaskManager(include_defaults=not ours).load(
-    [configuration]
-  )
-  for one in loaded['tasks'].values():
-    if one.get_config('num_fewshot') is None:
-      one.set_config(key='num_fewshot', value=0)
-    one.set_fewshot_seed(seed=seed)
   known = tasks_lib.TASKS.get(task)
+  _seed(seed)
+  # What `simple_evaluate` does, without reading every task that lm-eval has and
+  # asking the machine for its particulars, which takes half a minute.
   result = evaluator.evaluate(
-    lm=eval_model.CachingLM(lm, f'{answers}.db'),
+    lm=eval_model.CachingLM(lm, os.path.join(out, f'answers_{who}.db')),
     task_dict=loaded,
     limit=limit,
     bootstrap_iters=0,
@@ -132,13 +167,46 @@ def _evaluate(
       known and known.chat and lm.tokenizer.chat_template
     ),
   )
-  return result['samples'][task]
+  return keep(path, _items(result['samples'][task], means(task, loaded)))
 
 
-def _item(task: str, sample: dict[str, Any]) -> dict[str, Any]:
-  """Returns what is kept of an item."""
-  row = {'item': sample['doc_id'], 'target': sample['target']}
-  row |= {name: sample[name] for name in sample['metrics']}
-  answers = [resps[0] for resps in sample['resps']]
-  row['answer'] = answers[0] if len(answers) == 1 else answers
-  return row
+def means(task: str, loaded: Any) -> list[str]:
+  """Returns the metrics of a task whose value is the mean over its items."""
+  if task in tasks_lib.TASKS:
+    return list(loaded['tasks'][task].aggregation())
+  return [
+    name
+    for name, how in loaded['tasks'][task].aggregation().items()
+    if getattr(how, '__name__', '') == 'mean'
+  ]
+
+
+def _seed(seed: int) -> None:
+  """Seeds what tasks of lm-eval draw from."""
+  random.seed(seed)
+  np.random.seed(seed)
+
+
+def _items(
+  samples: Sequence[dict[str, Any]], names: Sequence[str]
+) -> list[dict[str, Any]]:
+  """Returns what is kept of each item."""
+  # A task may look at an answer in several ways, and logs it each time.
+  several = len({sample['filter'] for sample in samples}) > 1
+  rows: Rows = {}
+  for sample in samples:
+    answers = [resps[0] for resps in sample['resps']]
+    row = rows.setdefault(
+      sample['doc_id'],
+      {
+        'item': sample['doc_id'],
+        'target': sample['target'],
+        'metrics': {},
+        'answer': answers[0] if len(answers) == 1 else answers,
+      },
+    )
+    for name in sample['metrics']:
+      if name in names:
+        label = f'{name}, {sample["filter"]}' if several else name
+        row['metrics'][label] = sample[name]
+  return list(rows.values())

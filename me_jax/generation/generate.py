@@ -56,7 +56,7 @@ def generate(
   repetition_penalty: float = 1.0,
   seed: int = 0,
   stop_tokens: Sequence[int] | None = None,
-  stop_strings: Sequence[str] = (),
+  stop_strings: str | Sequence[str] = (),
   decode: Callable[[list[int]], str] | None = None,
   rows: int = _ROWS,
   cache_dtype: Any = None,
@@ -108,6 +108,8 @@ def generate(
     min_p=min_p,
     repetition_penalty=repetition_penalty,
   )
+  if isinstance(stop_strings, str):
+    stop_strings = (stop_strings,)
   if stop_strings and decode is None:
     raise errors.MeJaxError('stop_strings need decode=lm.tokenizer.decode.')
   if rows < 1:

@@ -108,8 +108,7 @@ def serve(
     on_tokens: called with a request's index and all its new tokens so far.
     cache_dtype: of keys and values; by default the model's.
   """
-  if not model.scanned and 'layers' in params:
-    params = params_lib.unstack_layers(params)
+  model, params = decoding_form(model, params, unrolled=not model.scanned)
   waiting = _in_order(requests)
   rows = min(rows, len(requests))
   slots = bucket(max(len(r.tokens) + r.most for r in requests))
@@ -159,8 +158,6 @@ def serve(
         continue
       new = out_BC[row][out_BC[row] >= 0].tolist()
       tokens[index] += new
-      if on_tokens is not None and (new or row in fresh):
-        on_tokens(index, tokens[index])
       stopped = tokens[index][-1] in stops
       if ended is not None and ended(tokens[index]):
         stopped = ended_B[row] = True
@@ -171,11 +168,34 @@ def serve(
           key=lambda n, new=tokens[index]: ended(new[: n + 1]),
         )
         del tokens[index][first + 1 :]
+      if on_tokens is not None and (new or row in fresh):
+        on_tokens(index, tokens[index])
       if stopped or not active_B[row]:
         holds[row] = None
         yield Completion(index=index, tokens=tokens.pop(index), stopped=stopped)
     if (ended_B & active_B).any():
       state = steps.stop(state, ended_B)
+
+
+def decoding_form(
+  model: decoder.Decoder,
+  params: decoder.Params,
+  *,
+  unrolled: bool | None = None,
+) -> tuple[decoder.Decoder, decoder.Params]:
+  """Returns a model and its parameters in the form that takes steps fastest.
+
+  Args:
+    model: scanned or unrolled.
+    params: its tree, or that of the scanned model.
+    unrolled: whether layers are: faster on a CPU, where the scan copies their
+      weights in every step, and longer to compile; by default on a CPU.
+  """
+  if unrolled is None:
+    unrolled = jax.default_backend() == 'cpu'
+  if unrolled and 'layers' in params:
+    params = params_lib.unstack_layers(params)
+  return model.clone(scanned=not unrolled), params
 
 
 def bucket(length: int) -> int:

@@ -199,13 +199,12 @@ class Decoder(nn.Module):
       jnp.asarray(config.rope_layers or (True,) * count),
       bound_L,
     )
+    wanted_W = self._optional(sink.POSITIONS)
     marked_BT = None
-    if not decoding:
+    # A first token is in the cache already when steps are taken.
+    if not decoding or bound_L is not None or wanted_W is not None:
       marked_BT = sink.marked_from_start(
-        positions_BT,
-        segments_BT,
-        self._optional(sink.POSITIONS),
-        by_size=bound_L is not None,
+        positions_BT, segments_BT, wanted_W, by_size=bound_L is not None
       )
     block = block_lib.Block
     if self.remat != 'none':

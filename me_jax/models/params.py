@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import functools
+import hashlib
 from typing import Any
 
 import flax.linen as nn
@@ -40,6 +41,30 @@ def _param_shapes(
   key = jax.eval_shape(jax.random.key, 0)  # a real one would start the device
   variables = jax.eval_shape(model.init, key, tokens)
   return nn.unbox(variables['params'])
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+  """Returns a short name of the values, the same wherever they lie.
+
+  Not a cryptographic one: it tells other weights, not forged ones.
+  """
+  found = hashlib.sha256()
+  for path, leaf in jax.tree.leaves_with_path(params):
+    about = f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}'
+    found.update(f'{about} {int(_sum_of_bits(leaf))}'.encode())
+  return found.hexdigest()[:16]
+
+
+@jax.jit
+def _sum_of_bits(leaf: jax.Array) -> jax.Array:
+  """Returns a sum of the values' bits by place, modulo 2**32: in any order."""
+  kind = {2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
+  bits = jax.lax.bitcast_convert_type(leaf, kind).astype(jnp.uint32)
+  for axis in range(leaf.ndim):
+    # Odd factors, so that no bit is lost.
+    place = jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+    bits = bits * (place * jnp.uint32(2654435762) + jnp.uint32(1))
+  return jnp.sum(bits, dtype=jnp.uint32)
 
 
 def unstack_layers(params: Mapping[str, Any]) -> dict[str, Any]:

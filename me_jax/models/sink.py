@@ -10,8 +10,8 @@ Optional leaves of the parameter tree:
   sink_positions [W]         if there, the tokens are marked at whose position in
                              their text stands 1
 
-Without the last two the first token of every text is marked. A decoding step
-marks nothing: the massive token enters the cache with the prompt, and what the
+Without the last two the first token of every text is marked, and a decoding
+step marks nothing: that token enters the cache with the prompt, and what the
 mask does to it is in the cache from then on.
 
 Letters: L layers, B rows, T time, D model width, W positions.

@@ -79,6 +79,9 @@ def test_two_models_are_compared_and_a_stopped_run_goes_on(
   assert ('xstest', 'refused_safe') in names
   assert ('loss GSM8K', 'loss') in names
   assert all(one['difference'] for one in whole)
+  # The second model is the masked one.
+  (loss,) = (one for one in whole if one['metric'] == 'loss')
+  assert loss['difference']['value'] != 0
 
   # Stopped after a few answers of a later task.
   answered = []
@@ -111,6 +114,45 @@ def test_two_models_are_compared_and_a_stopped_run_goes_on(
   assert cli.main(other) == 2
   assert 'another seed' in capsys.readouterr().err
   assert cli.main([*other, '--anew', '--tasks=mmlu']) == 0
+
+
+def test_other_weights_under_the_same_name_are_another_run(
+  model, data, tmp_path, capsys
+):
+  masked = tmp_path / 'masked'
+  lm = me_jax.load(model)
+
+  def put(rate):
+    params = wemask.wemask(lm.model, lm.params, planted.report(), rate=rate)
+    me_jax.save(lm._replace(params=params), masked, overwrite=True)
+
+  argv = flags(model, data, tmp_path / 'out', '--tasks=mmlu',
+               f'--mitigation={masked}')  # fmt: skip
+  put(1.0)
+  assert cli.main(argv) == 0
+  assert cli.main(argv) == 0
+  put(0.5)
+  assert cli.main(argv) == 2
+  assert 'another weights' in capsys.readouterr().err
+  # And what is masked already is no stock model.
+  assert cli.main([*argv, f'--model={masked}']) == 2
+  assert 'is a mitigated model' in capsys.readouterr().err
+
+
+def test_a_task_of_lm_eval_that_cannot_be_had(model, data, tmp_path, capsys):
+  argv = flags(model, data, tmp_path / 'out', '--tasks=arc_easy')
+  assert cli.main(argv) == 2
+  assert "cannot load 'arc_easy'" in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
+
+
+def test_what_is_cut_short_is_called_no_score(model, data, tmp_path, capsys):
+  argv = flags(model, data, tmp_path / 'out', '--tasks=gsm8k')
+  assert cli.main(argv) == 0
+  said = capsys.readouterr().out
+  assert 'no scores: at most 8 items a task, answers cut at 12 tokens' in said
+  report = json.loads((tmp_path / 'out/report/report.json').read_text())
+  assert report['sections']['evaluation']['verdict'] == 'not tested'
 
 
 def test_one_model_alone(model, data, tmp_path, capsys):

@@ -37,6 +37,16 @@ def test_an_interval_that_holds_zero_is_no_difference():
   assert same.difference == (0, 0, 0) and same.p == 1
 
 
+@pytest.mark.parametrize('gained', [1, 3, 5])
+def test_a_few_items_are_no_difference(gained):
+  """The bootstrap would be sure of them: each draw has some."""
+  items = max(gained, 4)
+  stock = dict.fromkeys(range(items), 0.0)
+  other = {i: float(i < gained) for i in range(items)}
+  found = compare.compare('t', RIGHT, stock, other)
+  assert found.p > 0.05 and found.verdict == 'no difference'
+
+
 def test_pairing_narrows_the_interval():
   """Items differ widely, and every one by as much."""
   random = np.random.default_rng(0)

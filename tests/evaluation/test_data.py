@@ -30,7 +30,7 @@ def test_examples_before_a_question():
 def test_csv_and_jsonl(tmp_path):
   put(tmp_path, 'xstest', 'id,prompt,label\n1,"a, ""b""\nc",safe\n')
   assert data.rows('xstest', str(tmp_path))[0]['prompt'] == 'a, "b"\nc'
-  put(tmp_path, 'gsm8k', '{"question": "q", "answer": "a", "more": 1}\n\n')
+  put(tmp_path, 'gsm8k', '{"question": "q", "answer": "#### 1", "more": 1}\n\n')
   assert data.rows('gsm8k', str(tmp_path))[0]['more'] == 1
 
 

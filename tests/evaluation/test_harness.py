@@ -96,6 +96,35 @@ def test_too_long_an_answer_is_refused(both):
     ours.generate_until(instances([('abc', arguments)]))
 
 
+def test_of_a_context_that_is_too_long_the_end_counts(both):
+  ours, theirs = both
+  text = ''.join(chr(97 + i * i % 26) for i in range(400))
+  arguments = {'until': [], 'do_sample': False, 'max_gen_toks': 24}
+  requests = instances([(text, arguments)])
+  found = ours.generate_until(requests)
+  assert found == theirs.generate_until(requests)
+  assert found == ours.generate_until(instances([('zz' + text, arguments)]))
+  assert found != ours.generate_until(instances([(text + 'zz', arguments)]))
+
+
+def test_samples_depend_on_the_seed(both):
+  ours, _ = both
+  arguments = {'until': [], 'do_sample': True, 'temperature': 1.0}
+  requests = instances([('abc', arguments), ('abd', arguments)])
+
+  def said(seed):
+    lm = harness.MeJaxLM.of(ours._lm, name='m', max_gen_toks=20, seed=seed)
+    return lm.generate_until(requests)
+
+  assert said(0) == said(0) != said(5)
+
+
+@pytest.mark.parametrize('size', ['auto:4', 0, 'many'])
+def test_a_batch_size_that_is_none_is_refused(both, size):
+  with pytest.raises(me_jax.MeJaxError, match='batch_size is'):
+    harness.MeJaxLM(pretrained='smollm2', batch_size=size)
+
+
 def test_a_model_without_a_tokenizer_is_refused():
   lm = load_lib.LoadedModel(*planted.build([]), None, None)
   with pytest.raises(me_jax.MeJaxError, match='no tokenizer'):

@@ -109,6 +109,28 @@ def test_a_mask_acts_through_the_cache():
   assert found.ids() == expected
 
 
+@pytest.mark.parametrize(
+  'leaves',
+  [
+    # The first six tokens; of short prompts the model generates some of them.
+    {'sink_positions': np.ones(6, np.float32)},
+    {'sink_bound': np.array([0.0, 1.0, 0.0, 0.0], np.float32)},
+  ],
+  ids=['positions', 'size'],
+)
+def test_tokens_that_are_generated_are_masked_too(leaves):
+  model, params = build()
+  scale = np.ones((LAYERS, planted.WIDTH), np.float32)
+  scale[1:] = 0.0
+  masked = {**params, **leaves}
+  masked['layers'] = {**params['layers'], 'sink_scale': scale}
+  texts = prompts((1, 3, 2))
+  expected = slowly(model, masked, texts)
+  assert expected != slowly(model, params, texts)
+  for scanned in (False, True):
+    assert run(model.clone(scanned=scanned), masked, texts).ids() == expected
+
+
 def test_stop_tokens_end_a_text_and_are_part_of_it():
   model, params = build()
   texts = prompts()
@@ -141,6 +163,14 @@ def test_stop_strings_end_a_text():
     else:
       assert len(ids) == 40
   assert len(found.ids()[1]) < 40
+  # One string is one string, and what is shown is what comes out.
+  shown = {}
+  again = run(
+    model, params, texts, max_new_tokens=40, stop_strings=string, decode=spell,
+    on_tokens=lambda x, ids: shown.__setitem__(x, list(ids)),
+  )  # fmt: skip
+  assert again.ids() == found.ids()
+  assert [shown[x] for x in range(len(texts))] == found.ids()
 
 
 def test_samples_depend_on_the_seed_and_not_on_the_batch():
@@ -199,9 +229,22 @@ def test_a_window_needs_no_more_slots_than_it_is_wide():
   assert state.cache.slots[0].k.shape[3] == 5
 
 
-def test_a_smaller_type_of_the_cache():
+def test_a_smaller_type_of_the_cache(monkeypatch):
+  from me_jax.generation import steps
+
   model, params = build()
+  kinds = set()
+  real = steps.decode
+
+  def looking(*args):
+    state, out_BC = real(*args)
+    kinds.add(str(state.cache.slots[0].k.dtype))
+    return state, out_BC
+
+  monkeypatch.setattr(steps, 'decode', looking)
   found = run(model, params, prompts(), cache_dtype='bfloat16')
+  assert kinds == {'bfloat16'}
+  monkeypatch.undo()
   exact = run(model, params, prompts())
   same = np.mean(found.tokens_XM == exact.tokens_XM)
   assert same > 0.8

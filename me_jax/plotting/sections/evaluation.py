@@ -8,8 +8,12 @@ import numpy as np
 
 from me_jax.analysis import bootstrap
 from me_jax.evaluation import compare
+from me_jax.evaluation import tasks
 from me_jax.plotting import spec
 
+# Where the claim says more, and where as much.
+_GAINS = ('ifeval', 'gsm8k', 'math500', 'aime24')
+_KEPT = ('mmlu', 'xstest')
 _CLAIM = (
   'With the massive activations relaxed, the model follows instructions better '
   'and does more maths right, and keeps what it knows and refuses.'
@@ -20,8 +24,7 @@ def section(
   found: Sequence[compare.Compared],
   labels: Mapping[str, str],
   notes: Mapping[str, str],
-  *,
-  samples: bool,
+  warning: str = '',
 ) -> spec.Section:
   """Describes an evaluation.
 
@@ -29,24 +32,25 @@ def section(
     found: what was measured, metric by metric; of two models or of one.
     labels: of the tasks.
     notes: how each task is put and graded.
-    samples: whether the rows are our own samples, which give no score.
+    warning: why the numbers are no scores, if they are none.
   """
-  tables = (_table(found, labels), _notes(found, labels, notes))
+  tables = (table(found, labels), _notes(found, labels, notes))
   return spec.Section(
     name='evaluation',
     title='What the model can do',
     claim=_CLAIM,
-    verdict=_verdict(found, samples),
-    finding=' '.join(_finding(found, labels, samples)),
+    verdict=_verdict(found, warning),
+    finding=' '.join(_finding(found, labels, warning)),
     control=(
       'Both models get the same items; the difference is taken item by item, '
       'with 95 % bootstrap intervals over items and, for what is right or '
       "wrong, McNemar's exact test. An interval that includes zero is no "
-      'difference. With this many metrics, one in twenty differs by chance.'
+      'difference, and neither is one that the exact test does not see (p of 0.05 '
+      'or more). With this many metrics, one in twenty differs by chance.'
     ),
     figures=_figures(found, labels),
     tables=tables,
-    numbers={'metrics': [one.to_json() for one in found], 'samples': samples},
+    numbers={'metrics': [one.to_json() for one in found], 'warning': warning},
   )
 
 
@@ -57,39 +61,39 @@ def name(one: compare.Compared, labels: Mapping[str, str]) -> str:
   return task if said else f'{task}, {one.metric.label}'
 
 
-def percent(
-  found: bootstrap.Estimate | None, metric: str, form: str = '.1f'
+def spelt(
+  found: bootstrap.Estimate | None, metric: tasks.Metric, sign: str = ''
 ) -> str:
-  """Spells an estimate: shares in per cent, losses as they are."""
+  """Spells an estimate: shares in per cent, other numbers as they are."""
   if found is None:
     return ''
-  factor, unit = (1, '') if metric == 'loss' else (100, ' %')
-  form = '+.3f' if metric == 'loss' and '+' in form else form
-  form = '.3f' if metric == 'loss' and '+' not in form else form
-  value, low, high = (format(factor * x, form) for x in found)
+  share = metric.unit == '%'
+  factor, form, unit = (100, '.1f', ' %') if share else (1, '.3f', '')
+  value, low, high = (format(factor * x, sign + form) for x in found)
   return f'{value}{unit} ({low} to {high})'
 
 
-def _verdict(found: Sequence[compare.Compared], samples: bool) -> str:
-  said = [one.verdict for one in found if one.metric.better and one.verdict]
-  if samples or not said:
+def _verdict(found: Sequence[compare.Compared], warning: str) -> str:
+  said = {(one.task, one.metric.name): one.verdict for one in found}
+  gained = [word for (task, _), word in said.items() if task in _GAINS]
+  if warning or not any(gained):
     return 'not tested'
-  if 'worse' in said:
-    return 'in part' if 'better' in said else 'does not hold'
-  return 'holds' if 'better' in said else 'does not hold'
+  if 'better' not in gained:
+    return 'does not hold'
+  worse = {'worse', 'less'} & {
+    word for (task, name), word in said.items() if name != 'loss'
+  }
+  whole = all(any(key[0] == task for key in said) for task in _KEPT)
+  return 'holds' if whole and not worse else 'in part'
 
 
 def _finding(
-  found: Sequence[compare.Compared], labels: Mapping[str, str], samples: bool
+  found: Sequence[compare.Compared], labels: Mapping[str, str], warning: str
 ) -> list[str]:
-  said = []
-  if samples:
-    said.append(
-      'These are a few rows of our own, to try the command with: no scores.'
-    )
+  said = [warning] if warning else []
   for word in ('better', 'worse', 'more', 'less'):
     names = [
-      f'{name(one, labels)} ({percent(one.difference, one.metric.name, "+.1f")})'
+      f'{name(one, labels)} ({spelt(one.difference, one.metric, "+")})'
       for one in found
       if one.verdict == word
     ]
@@ -98,22 +102,24 @@ def _finding(
   same = [name(one, labels) for one in found if one.verdict == 'no difference']
   if same:
     said.append(f'No difference: {"; ".join(same)}.')
-  return said or ['One model was measured, and none to compare it with.']
+  if not any(one.verdict for one in found):
+    said.append('One model was measured, and none to compare it with.')
+  return said
 
 
-def _table(
+def table(
   found: Sequence[compare.Compared], labels: Mapping[str, str]
 ) -> spec.Table:
+  """Returns a line a metric."""
   rows = []
   for one in found:
-    metric = one.metric.name
     rows.append(
       (
         name(one, labels),
         str(one.items),
-        percent(one.stock, metric),
-        percent(one.mitigated, metric),
-        percent(one.difference, metric, '+.1f'),
+        spelt(one.stock, one.metric),
+        spelt(one.mitigated, one.metric),
+        spelt(one.difference, one.metric, '+'),
         '' if one.p is None else f'{one.p:.3g}',
         one.verdict,
       )
@@ -142,19 +148,19 @@ def _figures(
   found: Sequence[compare.Compared], labels: Mapping[str, str]
 ) -> tuple[spec.Figure, ...]:
   paired = [one for one in found if one.difference is not None]
-  shares = [one for one in paired if one.metric.name != 'loss']
-  losses = [one for one in paired if one.metric.name == 'loss']
+  shares = [one for one in paired if one.metric.unit == '%']
+  others = [one for one in paired if one.metric.unit != '%']
   panels = []
   for title, group, factor, unit in (
     ('tasks', shares, 100, 'percentage points'),
-    ('losses', losses, 1, 'nats per token'),
+    ('losses', others, 1, 'nats per token'),
   ):
     if group:
       panels.append(_panel(title, group, labels, factor, unit))
   if not panels:
     return ()
   said = '; '.join(
-    f'{name(one, labels)} {percent(one.difference, one.metric.name, "+.1f")}'
+    f'{name(one, labels)} {spelt(one.difference, one.metric, "+")}'
     for one in paired
   )
   return (
