@@ -144,7 +144,7 @@ def run(
     seed: of what the task's code draws.
 
   Returns:
-    By number, each item's `metrics`, its `target` and `answer`.
+    By number, each item's `metrics`, its `prompt`, `target` and `answer`.
   """
   path = pathlib.Path(out) / f'{task}_{who}.jsonl'
   found = kept(path)
@@ -200,6 +200,7 @@ def _items(
       sample['doc_id'],
       {
         'item': sample['doc_id'],
+        'prompt': sample['arguments'][0][0],
         'target': sample['target'],
         'metrics': {},
         'answer': answers[0] if len(answers) == 1 else answers,

@@ -23,6 +23,7 @@ from me_jax.models import decoder
 from me_jax.models import params as params_lib
 
 _SHORTEST = 32  # length that prompts are padded to at least
+_SLOTS = 64  # a cache has a multiple of them
 _PREFILL = 512  # tokens of the prompts that are run at once
 _STEPS = 16  # of decoding, between which the host looks at what came out
 _SHOWN_STEPS = 4  # the same where somebody watches
@@ -111,7 +112,9 @@ def serve(
   model, params = decoding_form(model, params, unrolled=not model.scanned)
   waiting = _in_order(requests)
   rows = min(rows, len(requests))
-  slots = bucket(max(len(r.tokens) + r.most for r in requests))
+  longest = max(len(r.tokens) + r.most for r in requests)
+  # All slots are read in every step; steps are compiled once in any case.
+  slots = -(-longest // _SLOTS) * _SLOTS
   state = steps.start(
     model,
     rows,

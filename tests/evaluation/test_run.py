@@ -63,7 +63,8 @@ def test_answers_may_hold_any_character(tmp_path):
 
 def sample(item, kind, **values):
   return {
-    'doc_id': item, 'target': '4', 'filter': kind, 'resps': [['said']],
+    'doc_id': item, 'target': '4', 'filter': kind,
+    'arguments': [('asked', {})], 'resps': [['said']],
     'metrics': list(values), **values,
   }  # fmt: skip
 
@@ -87,4 +88,4 @@ def test_each_way_of_looking_at_an_answer_is_a_metric():
 def test_only_means_over_items_are_kept():
   (row,) = run._items([sample(0, 'none', acc=1.0, perplexity=-534.0)], ['acc'])
   assert row['metrics'] == {'acc': 1.0}
-  assert row['target'] == '4' and row['answer'] == 'said'
+  assert (row['prompt'], row['target'], row['answer']) == ('asked', '4', 'said')

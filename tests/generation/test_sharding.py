@@ -72,14 +72,14 @@ PROGRAM = """
     with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
       together = answers(placed, **how)
       # From the beginning: a cache may be too large for one device.
-      begun = steps.start(model, 8, 48, jnp.dtype('float32'), False)
+      begun = steps.start(model, 8, 64, jnp.dtype('float32'), False)
       kept.append(jax.tree.map(lambda leaf: leaf.sharding, begun.cache.slots))
     assert together == alone
     # Two of eight rows, and one of two key-value heads, on each device.
     rows_axis = 1 if scanned else 0
     for slots in (*kept[0], *kept[-1]):
-      shape = (8,) * rows_axis + (8, 2, 48, 16)
-      expected = (8,) * rows_axis + (2, 1, 48, 16)
+      shape = (8,) * rows_axis + (8, 2, 64, 16)
+      expected = (8,) * rows_axis + (2, 1, 64, 16)
       assert slots.k.shard_shape(shape) == expected, slots.k
       assert slots.v.shard_shape(shape) == expected, slots.v
 """
