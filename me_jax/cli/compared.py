@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 from absl import flags as absl_flags
@@ -10,7 +11,7 @@ from me_jax import errors
 from me_jax.cli import flags as flags_lib
 from me_jax.cli import session
 
-WEMASK = 'wemask'
+WEMASK, _NONE = 'wemask', 'none'
 STOCK, MITIGATED = 'stock', 'mitigated'
 
 
@@ -38,10 +39,10 @@ def define(flags: absl_flags.FlagValues) -> None:
   absl_flags.DEFINE_string(
     'mitigation',
     None,
-    "a mitigated model to set beside --model: a folder that 'me-jax mitigate' or"
-    " 'me-jax train' has written, or the word wemask for the paper's mask,"
-    ' without training: half of the channels at the first token, in all layers'
-    ' after the ME Layer.',
+    'a mitigated model to set beside --model: the folder orbax or baked that'
+    " 'me-jax mitigate' has written; or wemask for the paper's mask, without"
+    ' training: half of the channels at the first token, in all layers after the'
+    ' ME Layer; or none.',
     flag_values=flags,
   )
 
@@ -55,9 +56,17 @@ def load(flags: Any, progress: session.Progress) -> Models:
   """
   from me_jax.checkpoints import load as load_lib
 
+  if flags.mitigation == _NONE:
+    flags.mitigation = None
   checkpoint = load_lib.open_checkpoint(flags.model)
   other = None
   if flags.mitigation and flags.mitigation != WEMASK:
+    written = os.path.join(flags.mitigation, 'orbax')
+    if os.path.isdir(written):
+      raise errors.MeJaxError(
+        f'--mitigation={flags.mitigation} holds what mitigate has written: name'
+        f' the model in it, --mitigation={written}.'
+      )
     other = load_lib.open_checkpoint(flags.mitigation)
     if other.config.vocab_size != checkpoint.config.vocab_size:
       raise errors.MeJaxError(
@@ -75,6 +84,7 @@ def load(flags: Any, progress: session.Progress) -> Models:
   import jax.numpy as jnp
 
   from me_jax.models import decoder
+  from me_jax.models import params as params_lib
 
   if flags.mitigation and _is_masked(checkpoint):
     raise errors.MeJaxError(
@@ -91,6 +101,11 @@ def load(flags: Any, progress: session.Progress) -> Models:
         ' --model: they are not the same model.'
       )
     params[MITIGATED] = other.load_params(flags.dtype)
+    if len({*map(params_lib.fingerprint, params.values())}) == 1:
+      raise errors.MeJaxError(
+        f'--mitigation={flags.mitigation} is --model itself: it holds no mask'
+        ' and no other weights.'
+      )
   progress.step('loading weights', 1, 1)
   if flags.mitigation == WEMASK:
     params[MITIGATED] = _wemask(model, params[STOCK], checkpoint, progress)

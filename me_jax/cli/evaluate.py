@@ -26,7 +26,6 @@ flags."""
 
 _REPORT = 'report'
 _LOSS = 'loss'
-_NONE = 'none'
 _SMOKE_TOKENS = 96
 
 
@@ -46,8 +45,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   from me_jax.evaluation import tasks as tasks_lib
   from me_jax.plotting import report as report_lib
 
-  if flags.mitigation == _NONE:
-    flags.mitigation = None
+  if os.path.isfile(flags.out):
+    raise errors.MeJaxError(f'--out={flags.out} is a file, not a folder.')
   folder = _folder(flags)
   limit = flags.limit or (None if flags.full else 8)
   most = flags.max_new_tokens or (None if flags.full else _SMOKE_TOKENS)

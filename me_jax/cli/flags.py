@@ -123,7 +123,8 @@ def help_text(verb: str, module: ModuleType) -> str:
   for name in flags:
     flag = flags[name]
     default = flag.default
-    default = '' if default in (None, False) else f' [{_spell(default)}]'
+    none = default is None or default is False
+    default = '' if none else f' [{_spell(default)}]'
     choices = getattr(flag.parser, 'enum_values', None)
     values = f'={"|".join(choices)}' if choices else '=...'
     if flag.boolean:

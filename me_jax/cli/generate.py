@@ -87,6 +87,16 @@ def run(flags: absl_flags.FlagValues) -> None:
     for name in ('temperature', 'top_k', 'top_p', 'min_p', 'repetition_penalty')
   }
   sampler.Sampling(**settings)
+  idle = [
+    f'--{name}'
+    for name in ('top_k', 'top_p', 'min_p', 'seed')
+    if flags[name].value != flags[name].default
+  ]
+  if idle and not flags.temperature:
+    print(
+      f'me-jax: without --temperature, {" and ".join(idle)} will change nothing.',
+      file=sys.stderr,
+    )
   with session.progress() as progress:
     models = compared.load(flags, progress)
   chat = flags.chat == 'always' or (

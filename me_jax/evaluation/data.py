@@ -31,6 +31,7 @@ class Source:
     fields: what each row must have, and of which type.
     hub: dataset and split, where there is a network.
     holds: a field and what must stand in it.
+    values: a field and what it may be, in any case.
     rename: fields of the hub's rows that have another name there.
     configuration: of the hub's dataset.
     hint: where the file comes from.
@@ -40,6 +41,7 @@ class Source:
   fields: dict[str, type | tuple[type, ...]]
   hub: tuple[str, str]
   holds: tuple[str, str] | None = None
+  values: tuple[str, tuple[str, ...]] | None = None
   rename: dict[str, str] = dataclasses.field(default_factory=dict)
   configuration: str | None = None
   hint: str = ''
@@ -88,6 +90,7 @@ SOURCES = {
   'xstest': Source(
     file='xstest/prompts.csv',
     fields={'prompt': str, 'label': str},
+    values=('label', ('safe', 'unsafe')),
     hub=('Paul/XSTest', 'train'),
     hint='github.com/paul-rottger/xstest',
   ),
@@ -182,7 +185,7 @@ def _check(row: Any, source: Source, where: str) -> None:
   if not isinstance(row, dict):
     raise errors.MeJaxError(f'{where} is no object.')
   for name, kind in source.fields.items():
-    if row.get(name) is None:
+    if row.get(name) in (None, '', []):
       raise errors.MeJaxError(f"{where} lacks '{name}'.")
     if not isinstance(row[name], kind):
       raise errors.MeJaxError(
@@ -191,6 +194,12 @@ def _check(row: Any, source: Source, where: str) -> None:
   if source.holds and source.holds[1] not in row[source.holds[0]]:
     name, mark = source.holds
     raise errors.MeJaxError(f"{where}: there is no '{mark}' in '{name}'.")
+  if source.values:
+    name, allowed = source.values
+    if row[name].strip().lower() not in allowed:
+      raise errors.MeJaxError(
+        f"{where}: '{name}' is {row[name]!r:.40}, must be {' or '.join(allowed)}."
+      )
   if 'choices' in source.fields and not 0 <= row['answer'] < len(
     row['choices']
   ):

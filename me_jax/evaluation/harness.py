@@ -45,6 +45,7 @@ class MeJaxLM(eval_model.TemplateLM):
     max_gen_toks: int = 256,
     device: Any = None,
     max_batch_size: Any = None,
+    **others: Any,
   ):
     """Loads a model.
 
@@ -55,8 +56,18 @@ class MeJaxLM(eval_model.TemplateLM):
       max_gen_toks: new tokens where a task does not say.
       device: ignored; JAX has one kind of device at a time.
       max_batch_size: ignored.
+      **others: what is none of these is refused.
+
+    Raises:
+      MeJaxError: as `me_jax.load` does, or for an argument.
     """
     del device, max_batch_size
+    for name in others:
+      known = ('pretrained', 'dtype', 'batch_size', 'max_gen_toks')
+      raise errors.MeJaxError(
+        f'{NAME} takes no argument {name!r}{errors.nearest(name, known)}:'
+        f' {", ".join(known)}.'
+      )
     rows = _rows(batch_size)
     lm = load_lib.load(pretrained, dtype=dtype)
     self._set_up(lm, str(pretrained), rows, max_gen_toks, None)

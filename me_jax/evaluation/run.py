@@ -33,34 +33,38 @@ def claim(
 
   Args:
     out: the folder.
-    about: what results depend on, as JSON types.
+    about: what results depend on, as JSON types; `rows` by task.
     models: names of files that a run writes end with one of these.
     anew: remove what an earlier run has left there.
 
   Raises:
-    MeJaxError: it holds another run, and what differs; or it is no folder.
+    MeJaxError: it holds another run, and what differs.
   """
   path = pathlib.Path(out)
   note = path / _ABOUT
-  if path.exists() and not path.is_dir():
-    raise errors.MeJaxError(f'--out={out} is not a folder.')
+  rows = dict(about['rows'])
   if note.exists():
     before = _read_note(note)
-    differing = sorted(
-      key for key in {*before, *about} if before.get(key) != about.get(key)
-    )
+    known = before.get('rows', {})
+    differing = [
+      key
+      for key in sorted({*before, *about} - {'rows'})
+      if before.get(key) != about.get(key)
+    ]
+    # Tasks that it has not run yet may join it.
+    if any(known.get(task, rows[task]) != rows[task] for task in rows):
+      differing.append('rows')
     if differing and not anew:
       raise errors.MeJaxError(
         f'{out} holds a run with another {", ".join(differing)}: give another'
         ' --out, or --anew to replace it.'
       )
-    if anew:
-      for who in models:
-        for old in (
-          *path.glob(f'*_{who}.jsonl'), path / f'answers_{who}.db'
-        ):  # fmt: skip
-          old.unlink(missing_ok=True)
-  files.write_json(note, dict(about))
+    rows = rows if anew else known | rows
+  if anew:
+    for who in models:
+      for old in (*path.glob(f'*_{who}.jsonl'), path / f'answers_{who}.db'):
+        old.unlink(missing_ok=True)
+  files.write_json(note, {**about, 'rows': rows})
 
 
 def _read_note(note: pathlib.Path) -> dict[str, Any]:
@@ -101,8 +105,9 @@ def load(task: str, configuration: dict[str, Any] | None, seed: int) -> Any:
   """
   from lm_eval import tasks as eval_tasks
 
-  # What lm-eval tells is said by our own progress.
-  logging.getLogger('lm_eval').setLevel(logging.ERROR)
+  # What they tell is said by our own progress, and by the error below.
+  for name in ('lm_eval', 'huggingface_hub', 'datasets'):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
   _seed(seed)
   manager = eval_tasks.TaskManager(include_defaults=configuration is None)
   try:

@@ -123,13 +123,16 @@ def configuration(
     name: one of `TASKS`.
     folder: with the data; None asks the hub.
     max_new_tokens: instead of the task's, if that is more.
-    limit: rows, at most.
+    limit: rows, at most, from all over the file.
     released_matcher: grade maths by the published matcher too.
 
   Raises:
     MeJaxError: the data are not there or not sound, or a grader lacks its.
   """
-  rows, shots = data.rows(name, folder)[:limit], data.shots(name, folder)
+  rows, shots = data.rows(name, folder), data.shots(name, folder)
+  if limit and limit < len(rows):
+    # Files are often sorted by subject.
+    rows = [rows[i * len(rows) // limit] for i in range(limit)]
   task = TASKS[name]
   graders: dict[str, Callable[[Any, Any], dict[str, Any]]] = {
     'gsm8k': _maths(

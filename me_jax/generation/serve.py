@@ -75,7 +75,8 @@ def check(config: config_lib.ModelConfig, requests: Sequence[Request]) -> None:
     if length + request.most > config.context_length:
       raise errors.MeJaxError(
         f'prompt {number} has {length} tokens and may get {request.most} more:'
-        f' together they exceed the context of {config.context_length}.'
+        f' together they exceed the context of {config.context_length}'
+        f' ({max(config.context_length - length, 0)} would fit).'
       )
     if not 0 <= min(request.tokens) <= max(request.tokens) < config.vocab_size:
       raise errors.MeJaxError(

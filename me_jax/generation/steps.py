@@ -22,6 +22,8 @@ from me_jax.generation import sampler
 from me_jax.models import cache as cache_lib
 from me_jax.models import decoder
 
+_MOST_CHUNKS = 8  # of queries of a prompt, of an unrolled model
+
 
 @struct.dataclass
 class State:
@@ -132,6 +134,10 @@ def prefill(
     The state, and the tokens chosen, `[N]`.
   """
   count, time = prompts.tokens_NT.shape
+  if not model.scanned:
+    # Every chunk of every layer is compiled apart.
+    chunk = max(model.attention_chunk, time // _MOST_CHUNKS)
+    model = model.clone(attention_chunk=chunk)
   mini = cache_lib.empty(
     model.config,
     count,

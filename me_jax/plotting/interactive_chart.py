@@ -33,7 +33,7 @@ def draw(chart: spec.Chart) -> tuple[list, dict]:
   bars = any(series.style == 'bars' for series in chart.series)
   x_axis = plotly_json.axis(chart.x_label) | plotly_json.whole(_all_x(chart))
   if chart.categories:
-    x_axis |= plotly_json.names(chart.categories)
+    x_axis |= plotly_json.names(chart.categories, longest=40)
   y_axis = plotly_json.axis(chart.y_label)
   if chart.log_y:
     y_axis |= {'type': 'log', 'exponentformat': 'power', 'dtick': 1}

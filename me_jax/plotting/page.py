@@ -255,11 +255,10 @@ def _flat(value: Mapping[str, Any], before: str = '') -> list[tuple[str, str]]:
 
 
 def _reproduce(command: str, sections: Sequence[spec.Section]) -> str:
-  count = sum(len(section.figures) for section in sections)
   return (
     '<section id="reproduce"><h2>To make this page again</h2>\n'
     f'<pre><code>{in_html(command)}</code></pre>\n'
     '<p>Every number of this page is in <a href="report.json">report.json</a>; '
-    f'its {count} figures are in the folder <code>figures</code> as SVG and '
+    'its figures are in the folder <code>figures</code> as SVG and '
     'PNG.</p></section>'
   )

@@ -111,23 +111,25 @@ def table(
   found: Sequence[compare.Compared], labels: Mapping[str, str]
 ) -> spec.Table:
   """Returns a line a metric."""
-  rows = []
-  for one in found:
-    rows.append(
-      (
-        name(one, labels),
-        str(one.items),
-        spelt(one.stock, one.metric),
-        spelt(one.mitigated, one.metric),
-        spelt(one.difference, one.metric, '+'),
-        '' if one.p is None else f'{one.p:.3g}',
-        one.verdict,
-      )
+  header = ('', 'items', 'stock', 'mitigated', 'difference', 'p', '')
+  rows = [
+    (
+      name(one, labels),
+      str(one.items),
+      spelt(one.stock, one.metric),
+      spelt(one.mitigated, one.metric),
+      spelt(one.difference, one.metric, '+'),
+      '' if one.p is None else f'{one.p:.3g}',
+      one.verdict,
     )
+    for one in found
+  ]
+  # Of one model alone there is nothing to compare.
+  width = len(header) if any(one.mitigated for one in found) else 3
   return spec.Table(
     caption='Each metric with its 95 % interval over items.',
-    header=('', 'items', 'stock', 'mitigated', 'difference', 'p', ''),
-    rows=tuple(rows),
+    header=header[:width],
+    rows=tuple(row[:width] for row in rows),
   )
 
 
