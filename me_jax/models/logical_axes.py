@@ -1,0 +1,37 @@
+"""How is an array that no module owns laid out over devices?
+
+Modules say it of their own parameters and activations, in flax's logical axes;
+these functions say it elsewhere. Without rules or a mesh they do nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import math
+
+import flax.linen as nn
+import jax
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
+  """Returns the array, laid out as the current rules say of its axes.
+
+  Args:
+    x: the array.
+    axes: logical names, one a dimension; None is in no part.
+  """
+  return nn.with_logical_constraint(x, tuple(axes))
+
+
+def parts(axis: str) -> int:
+  """Returns into how many parts the current rules and mesh cut an axis.
+
+  Args:
+    axis: its logical name.
+  """
+  (names,) = nn.logical_to_mesh_axes((axis,))
+  if not names:
+    return 1
+  sizes = jax.sharding.get_abstract_mesh().shape
+  names = (names,) if isinstance(names, str) else names
+  return math.prod(sizes.get(name, 1) for name in names)

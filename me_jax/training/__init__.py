@@ -1,0 +1,1 @@
+"""Losses of texts, preferences and rewards, for training any leaf."""
