@@ -1,0 +1,1 @@
+"""Fine-tuning: what goes in, what is minimised, how a run is kept."""
