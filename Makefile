@@ -99,6 +99,6 @@ $(VENV)/.setup: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 $(VENV)/.dev: $(VENV)/.setup
 	@echo "Installing the tools for development (first time: one to five" \
 	  "minutes; PyTorch, the reference in tests, is most of it)"
-	@$(PIP) install --quiet -e '.[dev,eval]' -c $(CONSTRAINT)
+	@$(PIP) install --quiet -e '.[dev,eval,train]' -c $(CONSTRAINT)
 	@$(PIP) install --quiet --no-deps $(SENTENCES)
 	@touch $@

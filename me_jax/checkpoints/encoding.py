@@ -55,10 +55,12 @@ def token_ids(
   bos: str = 'auto',
   *,
   any_length: bool = False,
+  names: Sequence[str] | None = None,
 ) -> list[list[int]]:
   """Returns the ids of each text; arguments and errors as in `encode`.
 
   With `any_length` texts that exceed the context are left to the caller.
+  Errors call the texts by `names`, by default `prompt 1` and so on.
   """
   if bos not in BOS:
     raise errors.MeJaxError(
@@ -79,18 +81,20 @@ def token_ids(
       "the tokenizer has no BOS token: bos='never' works."
     )
   result = []
-  for number, text in enumerate(texts, 1):
-    for ids in _variants(tokenizer, number, text, bos, bos_id):
+  if names is None:
+    names = [f'prompt {number}' for number in range(1, len(texts) + 1)]
+  for name, text in zip(names, texts, strict=True):
+    for ids in _variants(tokenizer, name, text, bos, bos_id):
       if not ids:
-        raise errors.MeJaxError(f'prompt {number} is empty: it has no tokens.')
+        raise errors.MeJaxError(f'{name} is empty: it has no tokens.')
       if len(ids) > config.context_length and not any_length:
         raise errors.MeJaxError(
-          f'prompt {number} has {len(ids)} tokens, more than the context of '
+          f'{name} has {len(ids)} tokens, more than the context of '
           f'{config.context_length}: shorten it.'
         )
       if max(ids) >= config.vocab_size:
         raise errors.MeJaxError(
-          f"prompt {number} has token id {max(ids)}, outside the model's "
+          f"{name} has token id {max(ids)}, outside the model's "
           f'vocabulary of {config.vocab_size}: tokenizer and model differ.'
         )
       result.append(ids)
@@ -103,8 +107,18 @@ def chat_ids(
   tokenizer: Any,
   config: config_lib.ModelConfig,
   chat: list[dict[str, str]],
+  *,
+  any_length: bool = False,
+  name: str = 'the chat',
 ) -> list[int]:
   """Returns the ids of a chat up to where the model's answer begins.
+
+  Args:
+    tokenizer: with a chat template.
+    config: of the model.
+    chat: messages with a role and content.
+    any_length: whether a chat that exceeds the context is left to the caller.
+    name: what errors call it.
 
   Raises:
     MeJaxError: the tokenizer has no chat template, or the template refuses.
@@ -117,9 +131,13 @@ def chat_ids(
     )
   # Templates raise what they like.
   except Exception as error:
-    raise errors.MeJaxError(f'the chat template refuses: {error}') from error
+    raise errors.MeJaxError(
+      f'{name}: the chat template refuses it: {error}'
+    ) from error
   # The template has written BOS where the model wants it.
-  return token_ids(tokenizer, config, [written], 'never')[0]
+  return token_ids(
+    tokenizer, config, [written], 'never', any_length=any_length, names=[name]
+  )[0]
 
 
 def spell(tokenizer: Any, token: int) -> str | None:
@@ -134,7 +152,7 @@ def spell(tokenizer: Any, token: int) -> str | None:
 
 def _variants(
   tokenizer: Any,
-  number: int,
+  name: str,
   text: str | list[dict[str, str]],
   bos: str,
   bos_id: int | None,
@@ -145,14 +163,14 @@ def _variants(
     is_chat and all(isinstance(turn, dict) for turn in text)
   ):
     raise errors.MeJaxError(
-      f'prompt {number} is neither a string nor a chat; for token ids there is '
+      f'{name} is neither a string nor a chat; for token ids there is '
       'make_batch.'
     )
   if not text:
     return [[]]
   if is_chat and not all({'role', 'content'} <= turn.keys() for turn in text):
     raise errors.MeJaxError(
-      f'prompt {number} has a message without a role or without content.'
+      f'{name} has a message without a role or without content.'
     )
   templated = is_chat and tokenizer.chat_template
   if templated:
@@ -161,13 +179,13 @@ def _variants(
     # Templates raise what they like: a role they do not know, an odd order.
     except Exception as error:
       raise errors.MeJaxError(
-        f'prompt {number}: the chat template refuses it: {error}'
+        f'{name}: the chat template refuses it: {error}'
       ) from error
   elif is_chat:
     written = '\n'.join(f'{turn["role"]}: {turn["content"]}' for turn in text)
   else:
     written = text
-  plain = _ids(tokenizer, number, written, special=False)
+  plain = _ids(tokenizer, name, written, special=False)
   starts = bool(plain) and bos_id is not None and plain[0] == bos_id
   with_bos = plain if starts or bos_id is None else [bos_id, *plain]
   if bos == 'always':
@@ -179,15 +197,15 @@ def _variants(
   # A template writes BOS itself where the model wants it.
   if templated:
     return [plain]
-  return [_ids(tokenizer, number, written, special=True)]
+  return [_ids(tokenizer, name, written, special=True)]
 
 
-def _ids(tokenizer: Any, number: int, text: str, *, special: bool) -> list[int]:
+def _ids(tokenizer: Any, name: str, text: str, *, special: bool) -> list[int]:
   try:
     return tokenizer(text, add_special_tokens=special)['input_ids']
   # A text that is not Unicode is a TypeError, a tokenizer that lacks its own
   # unknown token a bare Exception.
   except Exception as error:
     raise errors.MeJaxError(
-      f'prompt {number} cannot be turned into tokens: {error}'
+      f'{name} cannot be turned into tokens: {error}'
     ) from error

@@ -14,7 +14,9 @@ import os
 from typing import Any
 
 from me_jax import errors
+from me_jax import rows as rows_lib
 from me_jax.analysis import prompts as prompts_lib
+from me_jax.checkpoints import answers
 from me_jax.checkpoints import encoding
 from me_jax.models import config as config_lib
 
@@ -28,10 +30,6 @@ _KNOWN = (
   ('C4', 'text/c4_demo.jsonl', 'text/c4_demo.jsonl'),
   ('WikiText-2', 'wikitext2/valid.txt', 'wikitext2/valid.txt'),
 )
-_ENDINGS = ('.jsonl', '.txt')
-# An answer that none starts like. Not a space or newline: tokenizers join those
-# to what a template writes before an answer.
-_OTHER = '§'
 
 # Token ids of a text, and how many come before the answer that it ends with.
 Encoded = tuple[list[int], int]
@@ -154,13 +152,7 @@ def _before_answer(
   """Returns how many tokens stand before a chat's last answer; 0 without."""
   if len(chat) < 2 or chat[-1]['role'] != 'assistant':
     return 0
-  # The answer is where a chat with another answer first differs.
-  others = _ids(
-    tokenizer, config, [*chat[:-1], {'role': 'assistant', 'content': _OTHER}]
-  )
-  same = (a == b for a, b in zip(ids, others))
-  shorter = min(len(ids), len(others))
-  return next((i for i, equal in enumerate(same) if not equal), shorter)
+  return answers.span(tokenizer, config, chat, ids, len(chat) - 1)[0]
 
 
 def _known(
@@ -179,7 +171,7 @@ def _known(
 
 def _others(path: str) -> list[Corpus]:
   """Reads any other files; names with an ending where one would be twice."""
-  files = _files(path)
+  files = rows_lib.files(path)
   names = [os.path.basename(file) for file in files]
   stems = [os.path.splitext(name)[0] for name in names]
   return [
@@ -219,21 +211,6 @@ def _apart(found: Sequence[Corpus]) -> list[Corpus]:
       ),
     )
     for part in found
-  ]
-
-
-def _files(path: str) -> list[str]:
-  """Returns the files that may hold texts."""
-  if os.path.isfile(path):
-    if not path.endswith(_ENDINGS):
-      raise errors.MeJaxError(
-        f'{path}: texts are read from {" and ".join(_ENDINGS)} files'
-      )
-    return [path]
-  return [
-    os.path.join(path, name)
-    for name in sorted(os.listdir(path))
-    if name.endswith(_ENDINGS)
   ]
 
 

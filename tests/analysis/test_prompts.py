@@ -28,6 +28,7 @@ def _read(tmp_path):
     ('question', 'answer'),
     ('problem', 'solution'),
     ('prompt', 'response'),
+    ('prompt', 'completion'),
     ('instruction', 'output'),
   ],
 )
@@ -50,6 +51,13 @@ def test_public_rows_as_they_are(read):
   assert chat[0] == {'role': 'user', 'content': 'Add.\n\n1, 2'}
   # Only an instruction has an input.
   assert read({'question': 'a', 'input': 'c', 'answer': 'b'}) == [CHAT]
+
+
+def test_a_chat_in_either_notation(read):
+  said = [{'from': 'human', 'value': 'a'}, {'from': 'gpt', 'value': 'b'}]
+  for name in ('messages', 'conversations'):
+    for chat in (said, CHAT):
+      assert read({name: chat, 'text': 'no'}) == [CHAT]
 
 
 def test_rows_in_order_and_which_key_wins(read):
@@ -82,6 +90,10 @@ def test_a_text_file_is_a_prompt_a_line(tmp_path):
     {'messages': []},
     {'messages': [{'role': 'user'}]},
     {'messages': 'a', 'text': 'b'},
+    {'conversations': []},
+    {'conversations': [{'from': 'stranger', 'value': 'a'}]},
+    {'conversations': [{'from': ['gpt'], 'value': 'a'}]},
+    {'conversations': [{'from': 'gpt'}]},
     {'question': 'a', 'answer': 2},
     [],
     7,
