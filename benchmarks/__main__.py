@@ -1,7 +1,8 @@
 """`make bench`: the bars of the project, measured side by side.
 
 Whole processes and workers of the two sides take turns, and medians are
-quoted. Run it on a quiet machine; it takes most of an hour.
+quoted. Run it on a quiet machine; it takes most of an hour. Names of sections,
+`python -m benchmarks generating`, measure those alone.
 """
 
 from __future__ import annotations
@@ -56,18 +57,18 @@ def work(cache: pathlib.Path, *arguments: str) -> Any:
   return json.loads(output.splitlines()[-1])
 
 
-def whole_process(table: table_lib.Table, folder: str, scratch: pathlib.Path):
+def whole_process(table: table_lib.Table, folder: str, cache: pathlib.Path):
   """Compares `me-jax find` with the PyTorch script as whole processes."""
+  scratch = cache.parent
   out = str(scratch / 'report.json')
   ours = ['me_jax', 'find', f'--model={folder}', f'--json={out}']
   peer = ['benchmarks.torch_peer', folder, str(scratch / 'peer.json')]
-  warm = scratch / 'warm'
-  run(ours, warm)
-  run(peer, warm)
+  run(ours, cache)
+  run(peer, cache)
   rounds = []
   for i in range(_ROUNDS):
     cold = run(ours, scratch / f'cold{i}')
-    rounds.append((run(ours, warm), cold, run(peer, warm)))
+    rounds.append((run(ours, cache), cold, run(peer, cache)))
   walls = np.array([[side[0] for side in r] for r in rounds])
   peaks = np.array([[side[1] for side in r] for r in rounds])
   with open(out) as ours, open(scratch / 'peer.json') as theirs:
@@ -192,6 +193,7 @@ def mitigating(table: table_lib.Table, folder: str, cache: pathlib.Path):
 
 def generating(table: table_lib.Table, folder: str, cache: pathlib.Path):
   """Compares generation, and answers of differing lengths."""
+  least = work(cache, 'floor', folder)
   for what, arguments, bar in (
     ('generate, batch 1', ('generate', '1'), '>= 1.25'),
     ('generate, batch 16', ('generate', '16'), '>= 1.5'),
@@ -212,6 +214,15 @@ def generating(table: table_lib.Table, folder: str, cache: pathlib.Path):
     unit = 'tok/s' if rest else 'answers/s'
     row(table, what, f'{ours:.3g} {unit}', f'{theirs:.3g} {unit}',
         np.median(rates[:, 0] / rates[:, 1]), bar)  # fmt: skip
+    if rest:
+      count = int(rest[0])
+      seconds = max(
+        least['bytes'] / least['bandwidth'],
+        count * least['flops'] / least['matmul'],
+      )
+      bound = count / seconds
+      row(table, 'the same, of what memory and products allow',
+          f'{ours:.3g} {unit}', f'{bound:.3g} {unit}', ours / bound, '')  # fmt: skip
 
 
 def row(table, what: str, ours: str, other: str, ratio: float, bar: str):
@@ -222,8 +233,18 @@ def row(table, what: str, ours: str, other: str, ratio: float, bar: str):
   print(f'{what}: {ours} | {other} | {ratio:.4g} | {bar}', file=sys.stderr)
 
 
+SECTIONS = (
+  whole_process, loading, forward, statistics, diagnosing, mitigating, generating
+)  # fmt: skip
+
+
 def main() -> None:
-  """Measures everything and prints the table."""
+  """Measures all sections, or those that are named, and prints the table."""
+  known = {section.__name__: section for section in SECTIONS}
+  wanted = sys.argv[1:] or [*known]
+  for name in wanted:
+    if name not in known:
+      sys.exit(f'there is no section {name!r}: {", ".join(known)}')
   table = table_lib.Table(box=None, title='me_jax against PyTorch')
   for column in ('', 'me_jax', 'PyTorch or other', 'ratio', 'bar', ''):
     table.add_column(column)
@@ -232,13 +253,8 @@ def main() -> None:
     folder = scratch / 'model'
     # In a process of its own: a child's peak memory starts at its parent's.
     work(scratch / 'warm', 'model_folder', str(folder))
-    whole_process(table, str(folder), scratch)
-    loading(table, str(folder), scratch / 'warm')
-    forward(table, str(folder), scratch / 'warm')
-    statistics(table, str(folder), scratch / 'warm')
-    diagnosing(table, str(folder), scratch / 'warm')
-    mitigating(table, str(folder), scratch / 'warm')
-    generating(table, str(folder), scratch / 'warm')
+    for name in wanted:
+      known[name](table, str(folder), scratch / 'warm')
   console_lib.Console(width=110).print(table)
   print(f'{os.cpu_count()} cores, {platform.machine()}, '
         f'Python {platform.python_version()}')  # fmt: skip

@@ -68,6 +68,32 @@ def torch_generate(folder: str, rows: str) -> dict[str, float]:
   return {'rate': int(rows) * OUT / seconds}
 
 
+def floor(folder: str) -> dict[str, float]:
+  """Returns what bounds a step: bytes and FLOPs of a row, and what is possible.
+
+  A step reads every parameter once, and multiplies each with every row.
+  """
+  import jax
+  import jax.numpy as jnp
+
+  import me_jax
+
+  lm = me_jax.load(folder)
+  sizes = [leaf.size for leaf in jax.tree.leaves(lm.params)]
+  large = jnp.ones(2**27, jnp.float32)
+  square = jnp.ones((2048, 2048), jnp.float32)
+  read = jax.jit(jnp.sum)
+  multiply = jax.jit(jnp.matmul)
+  reading = _median(lambda: read(large).block_until_ready(), 9)
+  products = _median(lambda: multiply(square, square).block_until_ready(), 9)
+  return {
+    'bytes': 4 * sum(sizes),
+    'flops': 2 * sum(sizes),
+    'bandwidth': 4 * large.size / reading,
+    'matmul': 2 * 2048**3 / products,
+  }
+
+
 def jax_answers(folder: str) -> dict[str, float]:
   """Returns answers per second of many of differing lengths."""
   import me_jax
@@ -143,4 +169,4 @@ def _torch_call(model: Any, tokens: Any, count: int) -> None:
     )
 
 
-WORKERS = (jax_generate, torch_generate, jax_answers, torch_answers)
+WORKERS = (floor, jax_generate, torch_generate, jax_answers, torch_answers)

@@ -15,7 +15,8 @@ from me_jax.cli import session
 HELP = """\
 Answers one prompt (--prompt), or what you type, line by line, until an empty
 line or the end of the input: a chat goes on, each line with all before it. With
---mitigation two models answer, side by side."""
+--mitigation two models answer, side by side. With --chat=never each line is a
+text of its own."""
 
 _EXAMPLE = 'What is the capital of France?'
 _MOST = 10**9
@@ -148,7 +149,11 @@ def _prompts(flags: Any) -> Iterator[str]:
   while True:
     if terminal:
       print('> ', end='', file=sys.stderr, flush=True)
-    line = sys.stdin.readline()
+    try:
+      line = sys.stdin.readline()
+      line.encode()
+    except UnicodeError:
+      raise errors.MeJaxError('what is typed is not UTF-8 text.') from None
     if not line.strip():
       break
     some = True
