@@ -46,6 +46,7 @@ def merged(start, settings, raw_GD=None):
     ('next', REPORT, (5,)),
     ('before', REPORT, (0, 1, 2, 3)),
     ('before', TWO_STEPS, (0, 1, 2)),
+    ('before', planted.report(4, (3, 4)), (0, 1, 2)),
     ('all', None, tuple(range(8))),
     ((6, np.int64(2)), None, (2, 6)),
   ],
