@@ -1,1 +1,1 @@
-"""Relaxes massive activations: WeMask without training, and what it costs."""
+"""Relaxes massive activations: WeMask, what it costs, and gates to train."""

@@ -147,7 +147,7 @@ def resolve(
 ) -> Recipe:
   """Checks the arguments of `wemask` and says what they stand for."""
   width = model.config.hidden_size
-  _check_report(model, report)
+  check_report(model, report)
   if select not in channels.SELECTIONS:
     raise errors.MeJaxError(
       f'select is {select!r}, must be one of {", ".join(channels.SELECTIONS)}'
@@ -160,12 +160,12 @@ def resolve(
   if not within:
     raise errors.MeJaxError(f'rate is {rate}, must be between 0 and 1')
   channels.norm(model.config, select, report.layer)
-  chosen = _layers(model, report, layers)
+  chosen = chosen_layers(model, report, layers)
   count = int(float(rate) * width) if k is None else _whole([k], 'k')[0]
   activation.check_mask(model.config, chosen, count, strength)
   after_layer, bound = None, 0.0
   if not isinstance(tokens, str):
-    tokens = _positions(model, tokens)
+    tokens = positions(model, tokens)
     if select == 'activation':
       raise errors.MeJaxError(
         "select='activation' looks at the first token: tokens cannot be"
@@ -311,7 +311,7 @@ def with_scale(params: decoder.Params, scale_LD: np.ndarray) -> decoder.Params:
   return {**params, 'layers': {**params['layers'], sink.SCALE: scale_LD}}
 
 
-def _check_report(model: decoder.Decoder, report: me_report.MEReport) -> None:
+def check_report(model: decoder.Decoder, report: me_report.MEReport) -> None:
   """Raises MeJaxError for what is no report, or one on another model."""
   if not isinstance(report, me_report.MEReport):
     raise errors.MeJaxError(
@@ -325,12 +325,12 @@ def _check_report(model: decoder.Decoder, report: me_report.MEReport) -> None:
     )
 
 
-def _layers(
+def chosen_layers(
   model: decoder.Decoder,
-  report: me_report.MEReport,
+  report: me_report.MEReport | None,
   layers: str | Sequence[int],
 ) -> tuple[int, ...]:
-  """Returns the layers that are meant, in the order given."""
+  """Returns the layers that are meant, as given; a list needs no report."""
   depth = model.config.num_hidden_layers
   if isinstance(layers, str):
     if layers not in LAYERS:
@@ -358,9 +358,7 @@ def _layers(
   return chosen
 
 
-def _positions(
-  model: decoder.Decoder, tokens: Sequence[int]
-) -> tuple[int, ...]:
+def positions(model: decoder.Decoder, tokens: Sequence[int]) -> tuple[int, ...]:
   """Returns the positions that are meant, each once, in order."""
   longest = model.config.context_length
   chosen = sorted(set(_whole(tokens, 'tokens')))

@@ -5,4 +5,7 @@ A row of a file (`records`) becomes token ids with what is wanted of them
 depends on the step alone (`epoch`, `batches`, `data`). Scores of tokens never
 hold a whole row of the vocabulary (`vocabulary_scan`, `logprobs`); losses are
 sums, so that they add up over parts of a batch (`losses`).
+
+What a step changes is a tree of its own, and all that an optimiser sees: gates,
+adapters or every parameter (`trained`, `lora`).
 """
