@@ -19,6 +19,7 @@ import numpy as np
 
 from me_jax.models import cache as cache_lib
 from me_jax.models import config as config_lib
+from me_jax.models import logical_axes
 from me_jax.models import mlp
 from me_jax.models import norms
 from me_jax.models import rope
@@ -112,7 +113,7 @@ class Attention(nn.Module):
       x_BTNH = x_BTF.reshape(*x_BTF.shape[:2], count, config.head_dim)
       if normed and config.qk_norm == 'head':
         x_BTNH = self._norm(f'{name}_norm', x_BTNH)
-      return nn.with_logical_constraint(
+      return logical_axes.constrain(
         x_BTNH, ('batch', 'time', f'act_{axis}', 'act_head_dim')
       )
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from me_jax.models import attention
 from me_jax.models import cache as cache_lib
 from me_jax.models import config as config_lib
+from me_jax.models import logical_axes
 from me_jax.models import mlp
 from me_jax.models import norms
 from me_jax.models import sink
@@ -171,7 +172,7 @@ class Block(nn.Module):
   def _site(
     self, context: sites_lib.SiteContext, name: str, value: jax.Array
   ) -> jax.Array:
-    value = nn.with_logical_constraint(value, ('batch', 'time', 'act_embed'))
+    value = logical_axes.constrain(value, ('batch', 'time', 'act_embed'))
     return self.sites.visit(self, name, value, context)
 
   def _norm(self, name: str) -> norms.RMSNorm:

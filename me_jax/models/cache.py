@@ -20,12 +20,12 @@ from __future__ import annotations
 from typing import Any
 
 from flax import struct
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from me_jax.models import config as config_lib
+from me_jax.models import logical_axes
 
 # Logical axes of a layer's keys and values, for sharding.
 _AXES = ('batch', 'act_kv_heads', None, 'act_head_dim')
@@ -115,10 +115,7 @@ def empty(
     shape = (*leading, rows, heads, count, width)
     axes = ('layers',) * len(leading) + _AXES
     return Slots(
-      *(
-        nn.with_logical_constraint(jnp.zeros(shape, dtype), axes)
-        for _ in range(2)
-      )
+      *(logical_axes.constrain(jnp.zeros(shape, dtype), axes) for _ in range(2))
     )
 
   return Cache(

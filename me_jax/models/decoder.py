@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from me_jax.models import block as block_lib
 from me_jax.models import cache as cache_lib
 from me_jax.models import config as config_lib
+from me_jax.models import logical_axes
 from me_jax.models import norms
 from me_jax.models import rope
 from me_jax.models import sink
@@ -160,7 +161,7 @@ class Decoder(nn.Module):
     if config.final_logit_softcapping:
       cap = config.final_logit_softcapping
       logits_BTV = cap * jnp.tanh(logits_BTV / cap)
-    logits_BTV = nn.with_logical_constraint(
+    logits_BTV = logical_axes.constrain(
       logits_BTV, ('batch', 'time', 'act_vocab')
     )
     return Output(logits_BTV, x_BTD, hidden_BTD, cache)
@@ -283,6 +284,9 @@ def embed(
   dtype: jnp.dtype,
 ) -> jax.Array:
   """Returns the state before the first layer, `[..., D]`, of token ids."""
+  # Whole in D before it is read: each device's rows of the batch would be
+  # gathered otherwise, all of them on every device.
+  embedding_VD = logical_axes.constrain(embedding_VD, ('vocab', None))
   x = jnp.take(embedding_VD, tokens, axis=0, mode='clip').astype(dtype)
   if config.embedding_scale != 1.0:
     x = x * jnp.asarray(config.embedding_scale, dtype)

@@ -16,11 +16,19 @@ import jax
 def constrain(x: jax.Array, axes: Sequence[str | None]) -> jax.Array:
   """Returns the array, laid out as the current rules say of its axes.
 
+  An axis that its parts do not divide stays whole, such as the one token of a
+  step of decoding where time is cut: XLA pads such an axis, and has been seen
+  to compute something else then.
+
   Args:
     x: the array.
     axes: logical names, one a dimension; None is in no part.
   """
-  return nn.with_logical_constraint(x, tuple(axes))
+  even = (
+    axis if axis is None or size % parts(axis) == 0 else None
+    for axis, size in zip(axes, x.shape, strict=True)
+  )
+  return nn.with_logical_constraint(x, tuple(even))
 
 
 def parts(axis: str) -> int:

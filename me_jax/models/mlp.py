@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from me_jax.models import config as config_lib
+from me_jax.models import logical_axes
 from me_jax.models import sites as sites_lib
 
 ACTIVATIONS = {
@@ -126,7 +127,7 @@ class GatedMlp(nn.Module):
       gate_BTF = dense(width, axes, name='gate_proj', **kwargs)(h_BTD)
       up_BTF = dense(width, axes, name='up_proj', **kwargs)(h_BTD)
     act_BTF = ACTIVATIONS[config.hidden_act](gate_BTF) * up_BTF
-    act_BTF = nn.with_logical_constraint(act_BTF, ('batch', 'time', 'act_mlp'))
+    act_BTF = logical_axes.constrain(act_BTF, ('batch', 'time', 'act_mlp'))
     act_BTF = self.sites.visit(self, 'ffn_act', act_BTF, context)
     project = RowDense if self.fused else dense
     return project(

@@ -1,11 +1,10 @@
-"""Fine-tuning: which rows a step gets, and how far off its predictions are.
+"""Fine-tuning: which rows a step gets, what it changes, where the parts lie.
 
 A row of a file (`records`) becomes token ids with what is wanted of them
 (`examples`), packed into rows of one length (`packing`), in an order that
 depends on the step alone (`epoch`, `batches`, `data`). Scores of tokens never
 hold a whole row of the vocabulary (`vocabulary_scan`, `logprobs`); losses are
-sums, so that they add up over parts of a batch (`losses`).
-
-What a step changes is a tree of its own, and all that an optimiser sees: gates,
-adapters or every parameter (`trained`, `lora`).
+sums, so that they add up over parts of a batch (`losses`). Only what is trained
+is seen by an optimiser (`lora`, `trained`). Arrays are cut over the devices of
+all processes by one table (`sharding`, `placement`, `distributed`).
 """

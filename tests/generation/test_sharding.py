@@ -12,7 +12,6 @@ import pytest
 PROGRAM = """
     import sys
 
-    import flax.linen as nn
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -21,6 +20,7 @@ PROGRAM = """
     from me_jax.generation import sampler
     from me_jax.generation import steps
     from me_jax.models import params as params_lib
+    from me_jax.training import sharding
     from tests.support import planted
 
     assert len(jax.devices()) == 8
@@ -28,24 +28,10 @@ PROGRAM = """
     model, params = planted.build([], bos_channel=2.0)
     model, params = params_lib.first_layers(model, params, 2)
     params = jax.tree.map(lambda x: x * 10 if x.ndim == 3 else x, params)
-    boxes = jax.eval_shape(
-      model.init,
-      jax.random.key(0),
-      jax.ShapeDtypeStruct((1, 4), jnp.int32),
-    )['params']
     model = model.clone(scanned=scanned)
-    mesh = jax.make_mesh(
-      (4, 2), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
-    rules = [
-      ('batch', 'data'), ('vocab', 'tensor'), ('mlp', 'tensor'),
-      ('heads', 'tensor'), ('kv_heads', 'tensor'), ('embed', 'data'),
-      ('act_mlp', 'tensor'), ('act_heads', 'tensor'),
-      ('act_kv_heads', 'tensor'), ('act_vocab', 'tensor'),
-    ]
-    shardings = nn.logical_to_mesh_sharding(
-      nn.get_partition_spec(boxes), mesh, rules
-    )
+    mesh = sharding.mesh(fsdp=4, tensor=2)
+    rules = sharding.fit(model.config, mesh)
+    shardings = sharding.shardings(model.config, mesh, rules)
     placed = jax.tree.map(jax.device_put, params, shardings)
     batch = planted.batch(count=12, length=15)
 
@@ -69,7 +55,7 @@ PROGRAM = """
       return state, out_BC
 
     steps.decode = keeping
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with sharding.use(mesh, rules):
       together = answers(placed, **how)
       # From the beginning: a cache may be too large for one device.
       begun = steps.start(model, 8, 64, jnp.dtype('float32'), False)

@@ -8,12 +8,11 @@ import sys
 import textwrap
 
 PROGRAM = """
-    import flax.linen as nn
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from me_jax.mitigation import wemask
+    from me_jax.training import sharding
     from tests.support import planted
 
     assert len(jax.devices()) == 8
@@ -21,21 +20,9 @@ PROGRAM = """
     value = params['layers']['self_attn']['v_proj']
     value['kernel'] = value['kernel'] * 8
     tokens_BT, segments_BT = planted.batch(count=4, length=15)
-    boxes = jax.eval_shape(
-      model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    )['params']
-    mesh = jax.make_mesh(
-      (4, 2), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
-    rules = [
-      ('batch', 'data'), ('vocab', 'tensor'), ('mlp', 'tensor'),
-      ('heads', 'tensor'), ('kv_heads', 'tensor'), ('embed', 'data'),
-      ('act_mlp', 'tensor'), ('act_heads', 'tensor'),
-      ('act_kv_heads', 'tensor'), ('act_vocab', 'tensor'),
-    ]
-    shardings = nn.logical_to_mesh_sharding(
-      nn.get_partition_spec(boxes), mesh, rules
-    )
+    mesh = sharding.mesh(fsdp=4, tensor=2)
+    rules = sharding.fit(model.config, mesh)
+    shardings = sharding.shardings(model.config, mesh, rules)
     placed = jax.tree.map(jax.device_put, params, shardings)
 
     def logits(params):
@@ -48,7 +35,7 @@ PROGRAM = """
 
     alone = jax.jit(logits)(masked(params))
     # The mask is made from parameters that lie on all devices.
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with sharding.use(mesh, rules):
       tree = masked(placed)
       kernel = tree['layers']['mlp']['up_proj']['kernel']
       assert kernel.addressable_shards[0].data.shape == (8, 16, 12)

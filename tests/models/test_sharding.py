@@ -14,13 +14,12 @@ from me_jax.models import config as config_lib
 PROGRAM = """
     import sys
 
-    import flax.linen as nn
     import jax
-    import jax.numpy as jnp
     import numpy as np
 
     from me_jax.analysis import residual
     from me_jax.models.config import RopeConfig
+    from me_jax.training import sharding
     from tests.support import planted
 
     assert len(jax.devices()) == 8
@@ -33,25 +32,13 @@ PROGRAM = """
     }
     alone = jax.device_get(residual.measure(model, params, *batch, operands))
 
-    mesh = jax.make_mesh(
-      (4, 2), ('data', 'tensor'), axis_types=(jax.sharding.AxisType.Auto,) * 2
-    )
-    rules = [
-      ('batch', 'data'), ('vocab', 'tensor'), ('mlp', 'tensor'),
-      ('heads', 'tensor'), ('kv_heads', 'tensor'), ('embed', 'data'),
-      ('act_mlp', 'tensor'), ('act_heads', 'tensor'),
-      ('act_kv_heads', 'tensor'), ('act_vocab', 'tensor'),
-    ]
-    boxes = jax.eval_shape(
-      model.init, jax.random.key(0), jax.ShapeDtypeStruct((1, 4), jnp.int32)
-    )['params']
-    shardings = nn.logical_to_mesh_sharding(
-      nn.get_partition_spec(boxes), mesh, rules
-    )
+    mesh = sharding.mesh(fsdp=4, tensor=2)
+    rules = sharding.fit(model.config, mesh)
+    shardings = sharding.shardings(model.config, mesh, rules)
     placed = jax.tree.map(jax.device_put, params, shardings)
     kernel = placed['layers']['mlp']['up_proj']['kernel']
     assert kernel.addressable_shards[0].data.shape == (8, 16, 12)
-    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
+    with sharding.use(mesh, rules):
       compiled = residual.measure.lower(
         model, placed, *batch, operands
       ).compile()
