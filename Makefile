@@ -47,7 +47,7 @@ demo: $(VENV)/.setup
 	@$(BIN)/me-jax explain --out=$(DEMO_OUT)/explain
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -n 2 tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=40 tests
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
