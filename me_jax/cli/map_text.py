@@ -39,6 +39,6 @@ def choose(batch: Any, report: Any) -> MapText | None:
   first, middle = where.after[0], where.after[len(where.after) // 2]
   return MapText(
     ids=list(texts[text][:stop]),
-    layers=tuple(sorted({where.mark, int(first), int(middle)})),
+    layers=tuple(sorted({where.layer, int(first), int(middle)})),
     position=int(positions[text]),
   )

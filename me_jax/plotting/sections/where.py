@@ -17,12 +17,14 @@ class Where(NamedTuple):
     before: layers whose input and output lie before the span.
     after: layers after the span that receive the plateau.
     outputs: layers from the span's last on that put the plateau out.
-    mark: what charts mark: the ME Layer, or the span's last; see `marks`.
+    layer: the ME Layer, or the span's last.
+    mark: the same for charts; see `marks`.
   """
 
   before: np.ndarray
   after: np.ndarray
   outputs: np.ndarray
+  layer: int
   mark: dict[str, Any]
 
 
@@ -36,6 +38,7 @@ def where(report: me_report.MEReport) -> Where | None:
     before=np.arange(report.span[0]),
     after=np.arange(last + 1, min(end + 2, len(report.jump))),
     outputs=np.arange(last, end + 1),
+    layer=last if report.layer is None else report.layer,
     mark=marks(report.layer, [last]),
   )
 
