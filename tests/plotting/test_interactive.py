@@ -64,7 +64,7 @@ def test_bars_have_whiskers_names_and_hatches():
   assert 'pattern' not in spike['marker'] and control['marker']['pattern']
   # A name that is too long for its place is cut.
   assert bars['layout']['xaxis']['ticktext'] == [
-    'stock', 'norm made flat everywhe…', 'both factors removed',
+    'stock', 'norm made flat everywhere, and in all o…', 'both factors removed',
   ]  # fmt: skip
   assert points['data'][0]['mode'] == 'markers'
   assert points['data'][0]['error_y']['array'] == [1, 1]

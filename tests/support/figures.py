@@ -71,7 +71,11 @@ BARS = _figure(
       role='massive',
     ),
     spec.Series(label='control', y=np.ones(3), style='bars', role='control'),
-    categories=('stock', 'norm made flat everywhere', 'both factors removed'),
+    categories=(
+      'stock',
+      'norm made flat everywhere, and in all other layers',
+      'both factors removed',
+    ),
   ),
   _chart(
     'points',
