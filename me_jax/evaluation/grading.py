@@ -1,7 +1,8 @@
 """Is an answer right? Did the model refuse?
 
 Maths is graded by math-verify: what the answer says last in a box, a formula or
-a number is parsed and compared as mathematics.
+a number is parsed and compared as mathematics. It keeps time by a signal and so
+grades in the main thread alone; `grader` grades anywhere.
 """
 
 from __future__ import annotations
@@ -9,8 +10,6 @@ from __future__ import annotations
 import functools
 import logging
 import re
-
-import math_verify
 
 # What the authors of XSTest look for at the beginning of an answer, in lower
 # case (Röttger et al. 2024, arXiv 2308.01263; their `strmatch` classifier).
@@ -37,7 +36,13 @@ def is_right(answer: str, gold: str) -> bool:
   Args:
     answer: all that the model said.
     gold: the right answer: a number or LaTeX.
+
+  Raises:
+    ValueError: this is not the main thread.
   """
+  # Slow to import, and the rules about strings do without.
+  import math_verify
+
   # Every answer that cannot be parsed would be a warning.
   logging.getLogger('math_verify').setLevel(logging.CRITICAL)
   parse = functools.partial(math_verify.parse, parsing_timeout=_PATIENCE)
@@ -65,12 +70,18 @@ def is_right_as_released(answer: str, gold: str) -> bool:
 
 def last_box(text: str) -> str | None:
   r"""Returns what stands in the last whole \boxed{...}, None without one."""
+  span = last_box_span(text)
+  return None if span is None else text[slice(*span)]
+
+
+def last_box_span(text: str) -> tuple[int, int] | None:
+  r"""Returns where the content of the last whole \boxed{...} starts and ends."""
   for match in reversed([*_BOX.finditer(text)]):
     depth = 1
     for at in range(match.end(), len(text)):
       depth += {'{': 1, '}': -1}.get(text[at], 0)
       if not depth:
-        return text[match.end() : at]
+        return match.end(), at
   return None
 
 
