@@ -96,6 +96,7 @@ def serve(
   ended: Ended | None = None,
   on_tokens: Callable[[int, list[int]], Any] | None = None,
   cache_dtype: Any = None,
+  longest: int = 0,
 ) -> Iterator[Completion]:
   """Yields completions as they are done, in no order.
 
@@ -109,11 +110,13 @@ def serve(
     ended: given a text's new tokens, whether it has ended for another reason.
     on_tokens: called with a request's index and all its new tokens so far.
     cache_dtype: of keys and values; by default the model's.
+    longest: tokens that there is room for in a row at least: calls with the same
+      one share a program, whatever their requests' lengths.
   """
   model, params = decoding_form(model, params, unrolled=not model.scanned)
   waiting = _in_order(requests)
   rows = min(rows, len(requests))
-  longest = max(len(r.tokens) + r.most for r in requests)
+  longest = max(longest, *(len(r.tokens) + r.most for r in requests))
   # All slots are read in every step; steps are compiled once in any case.
   slots = -(-longest // _SLOTS) * _SLOTS
   state = steps.start(
