@@ -40,7 +40,12 @@ def _param_shapes(
   tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
   key = jax.eval_shape(jax.random.key, 0)  # a real one would start the device
   variables = jax.eval_shape(model.init, key, tokens)
-  return nn.unbox(variables['params'])
+  # Shapes cannot be laid out over a mesh that is in use, as nn.unbox would.
+  return jax.tree.map(
+    lambda box: box.unbox(apply_constraint=False),
+    variables['params'],
+    is_leaf=lambda leaf: isinstance(leaf, nn.meta.AxisMetadata),
+  )
 
 
 def fingerprint(params: Mapping[str, Any]) -> str:

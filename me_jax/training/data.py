@@ -30,10 +30,13 @@ class Source:
   Attributes:
     data: as `read` takes it.
     weight: share of the rows of batches, compared with the other sources'.
+    rows: the first of its rows that is used and the first that is not, as in
+      a slice; None for all.
   """
 
   data: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]
   weight: float = 1.0
+  rows: tuple[int | None, int | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,7 +76,7 @@ def load(
     batch_size: rows of a batch over all hosts.
     seed: of the order.
     pack: whether several texts share a row.
-    answers: which of a chat's answers are learnt, the `last` or `all`.
+    answers: which tokens of a chat are learnt, see `examples.encode`.
     hosts: how many processes read; `jax.process_count()`.
     host: index of this one; `jax.process_index()`.
 
@@ -89,7 +92,7 @@ def load(
     examples_lib.encode(
       tokenizer,
       config,
-      read(source.data, kind),
+      rows_of(source, kind),
       kind=kind,
       length=length,
       answers=answers,
@@ -105,6 +108,26 @@ def load(
     hosts=hosts,
     host=host,
   )
+
+
+def rows_of(source: Source, kind: str) -> list[records_lib.Record]:
+  """Returns the rows of a source that are used.
+
+  Args:
+    source: the data.
+    kind: as for `read`.
+
+  Raises:
+    MeJaxError: as `read`, or there is no row in the slice.
+  """
+  found = read(source.data, kind)
+  used = found[slice(*source.rows)] if source.rows else found
+  if not used:
+    raise errors.MeJaxError(
+      f'{source.data} has {len(found)} rows, none of them in the slice'
+      f' {source.rows}.'
+    )
+  return used
 
 
 def read(

@@ -18,7 +18,7 @@ from me_jax.checkpoints import encoding
 from me_jax.models import config as config_lib
 from me_jax.training import records as records_lib
 
-ANSWERS = ('last', 'all')
+ANSWERS = ('last', 'all', 'whole')
 
 
 class Example(NamedTuple):
@@ -98,8 +98,9 @@ def encode(
     records: the rows, all of one kind.
     kind: that kind, one of `records.KINDS`.
     length: longer rows are left out; of a pair both texts must fit.
-    answers: which of a chat's answers are learnt, the `last` or `all`. Of a
-      pair it is always the last, which is where the two differ.
+    answers: which of a chat's answers are learnt, the `last` or `all`; or
+      `whole`, every token of the chat. Of a pair it is always the last answer,
+      which is where the two differ.
 
   Raises:
     MeJaxError: an argument is out of range, a text cannot be encoded (its row
@@ -205,8 +206,10 @@ def _chat(
   where: str,
   answers: str,
 ) -> Example:
-  """Encodes a chat of which answers are learnt."""
+  """Encodes a chat of which answers, or all tokens, are learnt."""
   ids = _ids(tokenizer, config, chat, where)
+  if answers == 'whole':
+    return Example(np.array(ids, np.int32), np.ones(len(ids), bool))
   wanted_T = np.zeros(len(ids), bool)
   turns = [i for i, turn in enumerate(chat) if turn['role'] == 'assistant']
   for turn in turns if answers == 'all' else turns[-1:]:

@@ -11,7 +11,9 @@ import jax
 import numpy as np
 
 from me_jax import errors
+from me_jax.models import config as config_lib
 from me_jax.training import sharding as sharding_lib
+from me_jax.training import trained as trained_lib
 
 
 def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
@@ -50,6 +52,33 @@ def state_shardings(state: Any, params: Any, shardings: Any) -> Any:
     return everywhere
 
   return jax.tree.map_with_path(place, state)
+
+
+def trained_shardings(
+  config: config_lib.ModelConfig,
+  frozen: trained_lib.Frozen,
+  settings: trained_lib.Trained,
+  mesh: jax.sharding.Mesh,
+  rules: sharding_lib.Rules = sharding_lib.DEFAULT,
+) -> tuple[Any, Any]:
+  """Returns where what is trained lies, and what is frozen.
+
+  Args:
+    config: of the model.
+    frozen: of `trained.split`.
+    settings: that it was made with.
+    mesh: from `sharding.mesh`.
+    rules: fitted to the model.
+
+  Returns:
+    Two trees of `NamedSharding`, like what `trained.split` returns.
+  """
+  axes = trained_lib.axes(frozen, settings, sharding_lib.logical_axes(config))
+  return jax.tree.map(
+    lambda spec: jax.NamedSharding(mesh, rules.spec(spec)),
+    axes,
+    is_leaf=lambda x: isinstance(x, jax.P),
+  )
 
 
 def batch_shardings(

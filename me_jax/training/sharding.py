@@ -30,6 +30,7 @@ import jax.numpy as jnp
 from me_jax import errors
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
+from me_jax.models import params as params_lib
 from me_jax.models import sink
 
 # The innermost axes exchange most and get the nearest devices.
@@ -321,11 +322,8 @@ def shardings(
     MeJaxError: the model does not fit the mesh.
   """
   rules = fit(config, mesh, rules)
-  key = jax.eval_shape(jax.random.key, 0)  # a real one would start the device
-  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-  boxes = jax.eval_shape(decoder.Decoder(config).init, key, tokens)['params']
-  stock = nn.unbox(boxes)
-  axes = nn.get_partition_spec(boxes)
+  stock = params_lib.param_shapes(config, 'float32')
+  axes = logical_axes(config)
   known = {
     names(path): (leaf.shape, tuple(spec))
     for (path, leaf), (_, spec) in zip(
@@ -339,6 +337,18 @@ def shardings(
 
   tree = stock if params is None else params
   return jax.tree.map_with_path(place, tree)
+
+
+def logical_axes(config: config_lib.ModelConfig) -> Any:
+  """Returns the logical axes of a model's parameters, a tree of PartitionSpecs.
+
+  Args:
+    config: of the model.
+  """
+  key = jax.eval_shape(jax.random.key, 0)  # a real one would start the device
+  tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+  shapes = jax.eval_shape(decoder.Decoder(config).init, key, tokens)
+  return nn.get_partition_spec(shapes['params'])
 
 
 def names(path: Sequence[Any]) -> tuple[str, ...]:
