@@ -23,7 +23,6 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 
 from me_jax import errors
 from me_jax.checkpoints import atomic
@@ -32,6 +31,7 @@ from me_jax.checkpoints import leaves as leaves_lib
 from me_jax.checkpoints import metadata as metadata_lib
 from me_jax.checkpoints import orbax_card
 from me_jax.checkpoints import param_tree
+from me_jax.checkpoints import processes
 from me_jax.checkpoints import sink_leaves
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def save(
       loaded again: its parameters do not fit its configuration, are not
       finite or mean nothing. Nothing is left behind.
   """
-  target, files = _together(
+  target, files = processes.together(
     functools.partial(_prepare, lm, folder, metadata, overwrite)
   )
   leaves = leaves_lib.flatten(lm.params)
@@ -131,7 +131,7 @@ def save(
   from me_jax.checkpoints import orbax_commit
 
   commit = orbax_commit.Commit(target, files)
-  _together(lambda: jax.process_index() or commit.remove_stale())
+  processes.together(lambda: jax.process_index() or commit.remove_stale())
   checkpointer = _checkpointer(commit, leaves, asynchronous)
   arguments = ocp.args.Composite(**{orbax_card.PARAMS: _arguments(leaves)})
   with _ending(target, checkpointer, commit, succeeded=not asynchronous):
@@ -260,27 +260,3 @@ def _prepare(
   return target, orbax_card.files(
     lm.config, metadata_lib.check(metadata), lm.tokenizer
   )
-
-
-def _together(step: Callable[[], Any]) -> Any:
-  """Runs a step in every process; all raise if one does.
-
-  One process alone would leave the others waiting for it.
-  """
-  if jax.process_count() == 1:
-    return step()
-  from jax.experimental import multihost_utils
-
-  result, error = None, None
-  try:
-    result = step()
-  except Exception as raised:
-    error = raised
-  failed = multihost_utils.process_allgather(np.array(error is not None))
-  if error is not None:
-    raise error
-  if failed.any():
-    raise errors.MeJaxError(
-      f'process {int(failed.argmax())} could not go on: see what it says'
-    )
-  return result

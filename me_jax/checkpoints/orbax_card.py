@@ -105,7 +105,10 @@ def failure(what: str, error: Exception) -> errors.MeJaxError:
   if isinstance(error, errors.MeJaxError):
     return error
   reason = ' '.join(str(error).split()) or type(error).__name__
-  return errors.MeJaxError(f'{what}: {reason:.300}')
+  # What the file system says comes last, after long paths.
+  if len(reason) > 300:
+    reason = f'{reason[:150]} ... {reason[-150:]}'
+  return errors.MeJaxError(f'{what}: {reason}')
 
 
 def _tokenizer_files(tokenizer: Any) -> dict[str, bytes]:
