@@ -1,8 +1,11 @@
 """What do massive activations do while a model is trained? In one cheap call.
 
-  batch = me_jax.probes(lm)                    # once
-  readings = me_jax.monitor(model, params, batch)    # every so many steps
-  print(readings.to_json())
+  batch = me_jax.probes(lm)
+  for step in range(steps):
+    ...
+    if step % 20 == 0:
+      readings = me_jax.monitor(model, params, batch)
+      print(readings.to_json())
 
 One compiled pass over a few short texts, with the observers that
 `find_me_layer` and `diagnose` have; the verdict is the former's own. Called
@@ -11,8 +14,7 @@ again with other parameters of the same shapes, nothing is compiled.
 Parameters may lie on any devices, of several processes too, all of which must
 call: what comes to the host has been copied to every device before.
 
-Letters: B rows, T time, L layers, N heads, C chosen tokens of a row, X texts,
-D model width.
+Letters: B rows, T time, C chosen tokens of a row.
 """
 
 from __future__ import annotations
@@ -38,8 +40,10 @@ from me_jax.checkpoints import load as load_lib
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
 
-# Steps between two readings that keep their cost below 2 % of training.
-EVERY = 50
+# Steps between two readings. A call with `probes` was measured at 4 % of a step
+# that trains all parameters on 2,048 tokens, so that this is 0.2 % of such
+# steps, and 2 % where a step costs two and a half calls.
+EVERY = 20
 
 _ALSO = (
   observers.AtPositions('attn_in', 'attn_in'),
@@ -52,35 +56,36 @@ def probes(
 ) -> batch_lib.Batch:
   """Returns a small batch to monitor a model with, the same every time.
 
-  Built-in prompts of all kinds, one a row. Each goes on with others to the full
-  length: in a short text the first token receives more, for want of others.
+  Built-in prompts of all kinds, one a row. Each goes on with the next ones to
+  the full length: in a short text the first token receives more, for want of
+  others.
 
   Args:
     lm: the model; its tokenizer and configuration are used.
     texts: rows, at most 24.
-    length: tokens of a row, at most the model's context.
+    length: tokens of a row; fewer if the model's context is shorter.
 
   Raises:
-    MeJaxError: no tokenizer, or sizes that are not there.
+    MeJaxError: no tokenizer, or impossible sizes.
   """
   known = prompts.builtin()
-  if not 1 <= texts <= len(known):
+  if not 1 <= texts <= len(known) or length < 2:
     raise errors.MeJaxError(
-      f'{texts} texts to monitor with: must be 1 to {len(known)}'
+      f'{texts} texts of {length} tokens to monitor with: must be 1 to'
+      f' {len(known)} texts of 2 tokens or more'
     )
-  if not 2 <= length <= lm.config.context_length:
-    raise errors.MeJaxError(
-      f'texts of {length} tokens to monitor with: must be 2 to the context of'
-      f' {lm.config.context_length}'
-    )
+  length = min(length, lm.config.context_length)
+  encode = functools.partial(
+    encoding.token_ids, lm.tokenizer, lm.config, any_length=True
+  )
+  # Chats begin with what stands at the beginning of a text alone.
+  plain = [at for at, text in enumerate(known) if isinstance(text, str)]
+  onward = dict(zip(plain, encode([known[at] for at in plain], 'never')))
   rows = []
-  for at in np.arange(texts) * len(known) // texts:
-    row = encoding.token_ids(lm.tokenizer, lm.config, [known[at]])[0]
-    onward = [x for x in known[at + 1 :] + known[:at] if isinstance(x, str)]
-    for more in encoding.token_ids(lm.tokenizer, lm.config, onward, 'never'):
-      row = row + more
-    while len(row) < length:
-      row = row + row
+  for start in (np.arange(texts) * len(known) // texts).tolist():
+    row = list(encode([known[start]])[0])
+    for at in [*range(start + 1, len(known)), *range(start)]:
+      row += onward.get(at, [])
     rows.append(row[:length])
   return batch_lib.check_batch(lm.config, batch_lib.make_batch(rows))
 
