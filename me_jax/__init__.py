@@ -29,6 +29,8 @@ _WHERE = {
   'find_me_layer': 'me_jax.analysis.emergence',
   'generate': 'me_jax.generation.generate',
   'load': 'me_jax.checkpoints.load',
+  'monitor': 'me_jax.analysis.monitor',
+  'probes': 'me_jax.analysis.monitor',
   'read_metadata': 'me_jax.checkpoints.metadata',
   'save': 'me_jax.checkpoints.orbax',
   'wemask': 'me_jax.mitigation.wemask',

@@ -253,14 +253,7 @@ def _operands(
   spans = batch_lib.text_spans(piece.segments_BT)
   row_X, _, _, slot_X = spans
   each = (chosen_BC.shape[1] - slots) // slots
-  index_BT = np.zeros_like(piece.segments_BT)
-  length_BT = np.zeros_like(index_BT)
-  for row, start, length, _ in zip(*spans):
-    index_BT[row, start : start + length] = np.arange(length)
-    length_BT[row, start : start + length] = length
-  return {
-    'index': index_BT,
-    'length': length_BT,
+  return passes.places(piece, spans) | {
     'sample': diversity.sample(
       spans,
       len(piece.tokens_BT),

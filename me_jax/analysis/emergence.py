@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import platform
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,29 @@ LONGEST_SPAN = 3
 _PLATEAU = 0.5  # of the largest projection: where the plateau ends
 _MOST_NEURONS = 8  # listed per layer
 _LEAST_FFN_SHARE = 0.05  # for which neurons are listed
+
+
+class Emergence(NamedTuple):
+  """Where the plateau comes from; the first six as in `MEReport`.
+
+  Attributes:
+    verdict: in one word.
+    layer: the ME Layer; None without one.
+    span: the emergence span.
+    shares: who wrote the plateau.
+    jump: `[L]`, growth of the token's norm.
+    plateau: first and last layer that put it out; None without one.
+    peak_state: the state, 0 to L, that reaches farthest along the plateau; of
+      first tokens where none is massive.
+  """
+
+  verdict: str
+  layer: int | None
+  span: tuple[int, ...]
+  shares: me_report.Shares
+  jump: np.ndarray
+  plateau: tuple[int, int] | None
+  peak_state: int
 
 
 def find_me_layer(
@@ -83,15 +106,13 @@ def find_me_layer(
   if bos_token_id is None:
     bos_token_id = model.config.bos_token_id
   groups = _groups(bos_token_id, trace)
-  found = bool(trace.massive_X.any())
-  shares, control = _shares(trace.token), _shares(trace.control)
-  jump_LX = _jumps(trace.token)
-  jump_L = np.exp(np.log(jump_LX).mean(axis=1))
-  span = emergence_span(shares.attn + shares.ffn) if found else ()
-  plateau, peak_state = _plateau(trace.token)
+  found = decide(trace)
+  span, shares = found.span, found.shares
+  control = _shares(trace.control)
+  massive = found.plateau is not None
   return me_report.MEReport(
-    verdict=_verdict(found, span),
-    layer=me_layer(span, jump_L),
+    verdict=found.verdict,
+    layer=found.layer,
     span=span,
     shares=shares,
     share_by_text=_write_shares(trace.token)[list(span)].sum(axis=0),
@@ -101,17 +122,15 @@ def find_me_layer(
       norm=_mean(trace.control.norm_ZX),
       profile=trace.control.profile_ZD,
     ),
-    jump=jump_L,
-    channels=_channels(trace, peak_state) if found else (),
+    jump=found.jump,
+    channels=_channels(trace, found.peak_state) if massive else (),
     neurons=_neurons(model, params, trace, span, shares.ffn),
     tokens=_tokens(trace, spell),
     position_by_text=trace.position_X,
-    plateau=plateau if found else None,
+    plateau=found.plateau,
     plateau_mean=trace.token.plateau_XD.mean(axis=0),
-    peak=_peak(trace),
-    agreement={
-      name: _agreement(trace, jump_LX, mask) for name, mask in groups.items()
-    },
+    peak=peak(trace),
+    agreement={name: _agreement(trace, mask) for name, mask in groups.items()},
     texts=len(trace.massive_X),
     massive_texts=int(trace.massive_X.sum()),
     norm=_mean(trace.token.norm_ZX),
@@ -119,6 +138,24 @@ def find_me_layer(
     median=_mean(trace.median_LX[:, trace.used_X]),
     profile=trace.token.profile_ZD,
     provenance=_provenance(model),
+  )
+
+
+def decide(trace: trace_lib.Trace) -> Emergence:
+  """Returns the ME Layer of what a batch showed, and why it is that one."""
+  massive = bool(trace.massive_X.any())
+  shares = _shares(trace.token)
+  jump_L = np.exp(np.log(_jumps(trace.token)).mean(axis=1))
+  span = emergence_span(shares.attn + shares.ffn) if massive else ()
+  plateau, peak_state = _plateau(trace.token)
+  return Emergence(
+    verdict=_verdict(massive, span),
+    layer=me_layer(span, jump_L),
+    span=span,
+    shares=shares,
+    jump=jump_L,
+    plateau=plateau if massive else None,
+    peak_state=peak_state,
   )
 
 
@@ -141,6 +178,15 @@ def me_layer(span: tuple[int, ...], jump_L: np.ndarray) -> int | None:
   if not span or len(span) > LONGEST_SPAN:
     return None
   return max(span, key=lambda layer: jump_L[layer])
+
+
+def peak(trace: trace_lib.Trace) -> me_report.Peak:
+  """Returns the largest activation, of massive texts where there are any."""
+  peak_LX = trace.peak_LX[:, trace.used_X]
+  layer, text = np.unravel_index(peak_LX.argmax(), peak_LX.shape)
+  median = float(trace.median_LX[:, trace.used_X][layer, text])
+  value = float(peak_LX[layer, text])
+  return me_report.Peak(value, value / max(median, 1e-30), int(layer))
 
 
 def _verdict(found: bool, span: tuple[int, ...]) -> str:
@@ -278,21 +324,10 @@ def _tokens(
   )
 
 
-def _peak(trace: trace_lib.Trace) -> me_report.Peak:
-  """Returns the largest activation, of massive texts where there are any."""
-  peak_LX = trace.peak_LX[:, trace.used_X]
-  layer, text = np.unravel_index(peak_LX.argmax(), peak_LX.shape)
-  median = float(trace.median_LX[:, trace.used_X][layer, text])
-  value = float(peak_LX[layer, text])
-  return me_report.Peak(value, value / max(median, 1e-30), int(layer))
-
-
-def _agreement(
-  trace: trace_lib.Trace, jump_LX: np.ndarray, mask: np.ndarray
-) -> me_report.Agreement:
+def _agreement(trace: trace_lib.Trace, mask: np.ndarray) -> me_report.Agreement:
   """Counts what three rules say of each text taken alone."""
   rules: dict[str, dict[int | None, int]] = {'share': {}, 'sun': {}, 'jump': {}}
-  share_LX = _write_shares(trace.token)
+  share_LX, jump_LX = _write_shares(trace.token), _jumps(trace.token)
   # The token's texts are the massive ones, as soon as there is one.
   for column, x in enumerate(np.flatnonzero(trace.used_X)):
     if not (mask[x] and trace.massive_X[x]):

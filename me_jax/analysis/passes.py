@@ -99,3 +99,18 @@ def members(
   for row, start, length, slot in zip(*spans):
     members_BPT[row, slot, start : start + length] = True
   return members_BPT
+
+
+def places(
+  piece: batch_lib.Batch, spans: batch_lib.TextSpans
+) -> dict[str, np.ndarray]:
+  """Returns each token's `index` in its text and that text's `length`.
+
+  `[B, T]` int32, 0 at padding; observers of attention ask for them.
+  """
+  index_BT = np.zeros_like(piece.segments_BT)
+  length_BT = np.zeros_like(index_BT)
+  for row, start, length, _ in zip(*spans):
+    index_BT[row, start : start + length] = np.arange(length)
+    length_BT[row, start : start + length] = length
+  return {'index': index_BT, 'length': length_BT}

@@ -114,10 +114,10 @@ def of_pass(
       )
     },
     own=tuple(
-      _inputs(look, seen, row_X[mask_X], slot_X[mask_X], inputs)
+      inputs_of(look, seen, row_X[mask_X], slot_X[mask_X], inputs)
       for mask_X in group_GX
     ),
-    control=_inputs(look, seen, *_one_a_text(look), inputs),
+    control=inputs_of(look, seen, *one_a_text(look), inputs),
   )
 
 
@@ -182,7 +182,7 @@ def _texts(
   }
 
 
-def _one_a_text(look: massive_tokens.Look) -> tuple[np.ndarray, np.ndarray]:
+def one_a_text(look: massive_tokens.Look) -> tuple[np.ndarray, np.ndarray]:
   """Returns where the middle control token of each text stands."""
   row, column = look.control_at
   slots = look.members_BPT.shape[1]
@@ -191,14 +191,22 @@ def _one_a_text(look: massive_tokens.Look) -> tuple[np.ndarray, np.ndarray]:
   return row[middle], column[middle]
 
 
-def _inputs(
+def inputs_of(
   look: massive_tokens.Look,
   seen: dict[str, Any],
   row_X: np.ndarray,
   column_X: np.ndarray,
   inputs: int,
 ) -> rigidity.InputSample:
-  """Samples the inputs of some chosen tokens."""
+  """Samples the inputs of some chosen tokens.
+
+  Args:
+    look: what a pass saw.
+    seen: of it on the host, `state` and `attn_in` at least.
+    row_X: rows of the tokens.
+    column_X: their columns of `chosen_BC`.
+    inputs: how many are kept, at most.
+  """
   keys = []
   for row, column in zip(row_X, column_X):
     stop = look.chosen_BC[row, column] + 1

@@ -28,6 +28,7 @@ _KEPT_TEXTS = 64
 _ALL, _MASSIVE, _CONTROL = range(3)
 
 Measure = massive_tokens.Measure
+Attribute = Callable[..., dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,20 +128,37 @@ def trace(
   for start in range(0, count, rows):
     piece = passes.take_rows(batch, start, rows)
     look = massive_tokens.look(measure, model, params, piece, slots)
-    found = _measure_texts(look, model, params)
-    # Whole states are by far the largest thing here, and a few dozen texts say
-    # enough about the neurons.
-    kept = np.flatnonzero(found['massive_X'])[:room]
-    found['mid_LXD'] = found['mid_LXD'][:, kept]
-    room -= len(kept)
+    found = _measure_texts(look, model, params, residual.attribute, room)
+    room -= found['mid_LXD'].shape[1]
     pieces.append(found)
     if progress:
       progress(min(start + rows, count), count)
   return _join(pieces)
 
 
+def of_look(
+  look: massive_tokens.Look,
+  model: decoder.Decoder,
+  params: decoder.Params,
+  attribute: Attribute = residual.attribute,
+) -> Trace:
+  """Returns the measurements of a single pass that has been run.
+
+  Args:
+    look: what it saw.
+    model: the decoder.
+    params: its parameters.
+    attribute: `residual.attribute`, or the same with its results elsewhere.
+  """
+  return _join([_measure_texts(look, model, params, attribute, _KEPT_TEXTS)])
+
+
 def _measure_texts(
-  look: massive_tokens.Look, model: decoder.Decoder, params: decoder.Params
+  look: massive_tokens.Look,
+  model: decoder.Decoder,
+  params: decoder.Params,
+  attribute: Attribute,
+  room: int,
 ) -> dict[str, Any]:
   """Splits the plateaus of a pass and keeps what is small."""
   row_X, slot_X = look.token_at
@@ -154,7 +172,7 @@ def _measure_texts(
   groups_GBC[_CONTROL, *control_at] = 1
   tokens_BT = look.piece.tokens_BT
   found = jax.device_get(
-    residual.attribute(
+    attribute(
       model,
       params,
       np.take_along_axis(tokens_BT, look.chosen_BC, axis=1),
@@ -164,6 +182,9 @@ def _measure_texts(
     )
   )
   norm_ZBT = np.asarray(look.seen['norm'])
+  # Whole states are by far the largest thing here, and a few dozen texts say
+  # enough about the neurons.
+  kept_K = np.flatnonzero(look.massive_X)[:room]
   return {
     'massive_X': look.massive_X,
     'massive_LX': look.massive_LX,
@@ -176,7 +197,7 @@ def _measure_texts(
     'token': _of_texts(found, row_X, slot_X),
     'control': _of_texts(found, *control_at),
     'profile_GZD': found['profile'],
-    'mid_LXD': np.asarray(look.seen['mid'])[:, row_X, slot_X],
+    'mid_LXD': np.asarray(look.seen['mid'])[:, row_X[kept_K], slot_X[kept_K]],
   }
 
 
