@@ -133,8 +133,8 @@ def _series(
     if chart.bars == 'overlaid':
       trace['opacity'] = _SEEN_THROUGH
     return [trace | {'type': 'bar', 'marker': marker}]
-  steps = series.style == 'steps'
-  mode = {'points': 'markers', 'steps': 'lines'}.get(
+  steps, thin = series.style == 'steps', series.style == 'thin'
+  mode = {'points': 'markers', 'steps': 'lines', 'thin': 'lines'}.get(
     series.style, 'lines+markers'
   )
   trace |= {
@@ -143,7 +143,7 @@ def _series(
     'line': {
       'color': look.color,
       'dash': look.dash,
-      'width': 1.5 if steps else 2,
+      'width': 1 if thin else 1.5 if steps else 2,
       'shape': 'hvh' if steps else 'linear',
     },
     'marker': {
@@ -154,6 +154,8 @@ def _series(
       'maxdisplayed': 0 if series.style == 'points' else _MOST_MARKERS,
     },
   }
+  if thin:
+    trace['opacity'] = palette.FAINT
   if series.style == 'points' or not bounds:
     return [trace]
   positive = y_n[y_n > 0]

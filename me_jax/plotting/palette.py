@@ -16,6 +16,8 @@ BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 PINK, GREY, DARK = '#CC79A7', '#666666', '#222222'
 # Perceptually uniform, and the same to readers with any colour vision.
 HEAT = 'cividis'
+# How opaque thin lines are.
+FAINT = 0.55
 
 _ROLES = {
   'massive': BLUE,

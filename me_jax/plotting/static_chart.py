@@ -114,6 +114,7 @@ def _line(axes, series: spec.Series, look, log_y: bool) -> None:
   y = np.asarray(series.y, np.float64)
   x = np.arange(len(y)) if series.x is None else np.asarray(series.x)
   points, steps = series.style == 'points', series.style == 'steps'
+  thin = series.style == 'thin'
   if series.low is not None and not points:
     low, high = series.low, series.high
     if log_y and np.any(y > 0):
@@ -133,8 +134,9 @@ def _line(axes, series: spec.Series, look, log_y: bool) -> None:
     y,
     color=look.color,
     linestyle='none' if points else _DASHES[look.dash],
-    linewidth=1.2 if steps else 1.6,
-    marker=None if steps else _MARKERS[look.marker],
+    linewidth=0.6 if thin else 1.2 if steps else 1.6,
+    alpha=palette.FAINT if thin else 1.0,
+    marker=None if steps or thin else _MARKERS[look.marker],
     markersize=5 if points else 3.5,
     markevery=None if points else max(1, math.ceil(len(x) / _MOST_MARKERS)),
     drawstyle='steps-mid' if steps else 'default',
