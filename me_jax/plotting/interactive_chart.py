@@ -19,6 +19,12 @@ from me_jax.plotting.wording import in_plotly
 _LINE_POINTS = 1_500
 _MOST_MARKERS = 40
 _MODES = {'beside': 'group', 'stacked': 'relative', 'overlaid': 'overlay'}
+_LOOKS = {
+  'points': 'markers',
+  'steps': 'lines',
+  'thin': 'lines',
+  'level': 'lines',
+}
 # How opaque bars are that stand before others.
 _SEEN_THROUGH = 0.65
 
@@ -134,9 +140,7 @@ def _series(
       trace['opacity'] = _SEEN_THROUGH
     return [trace | {'type': 'bar', 'marker': marker}]
   steps, thin = series.style == 'steps', series.style == 'thin'
-  mode = {'points': 'markers', 'steps': 'lines', 'thin': 'lines'}.get(
-    series.style, 'lines+markers'
-  )
+  mode = _LOOKS.get(series.style, 'lines+markers')
   trace |= {
     'type': 'scatter',
     'mode': mode,

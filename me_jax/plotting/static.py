@@ -30,7 +30,7 @@ from me_jax.plotting import thinning
 from me_jax.plotting.wording import in_matplotlib
 
 # Inches; a report's page and a paper's two columns are about as wide as two.
-_WIDTH, _HEIGHT, _LOW = 5.5, 4.25, 2.4
+_WIDTH, _HEIGHT, _LOW = 5.5, 4.25, 2.7
 _DPI = 150
 # Characters in an inch of a title, at most.
 _TITLE, _PANEL_TITLE = 11, 12

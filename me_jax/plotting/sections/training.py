@@ -108,7 +108,7 @@ def _finding(
       + '.'
     )
   said += _training(run)
-  said += _method(run)
+  said += figures_lib.method_said(run)
   said += inside_lib.gates_said(run)
   said += inside_lib.said(run)
   said += _me_layer(run)
@@ -142,9 +142,7 @@ def _extent(run: rows_lib.Run, chosen: int | None) -> str:
       'done again and is shown once.'
     )
   if len(speed):
-    said += (
-      f' Half of the rows are faster than {np.median(speed):,.0f} tokens/s.'
-    )
+    said += f' Its median speed is {np.median(speed):,.0f} tokens/s.'
   return said
 
 
@@ -174,19 +172,6 @@ def _training(run: rows_lib.Run) -> list[str]:
       f'first at step {missing[0]:,}.'
     )
   return said
-
-
-def _method(run: rows_lib.Run) -> list[str]:
-  parts = []
-  for name, curve in figures_lib.extras(run).items():
-    first, last = (inside_lib.spelt(y) for y in curves.ends(curve))
-    label = name.replace('_', ' ')
-    if name in figures_lib.EXTRAS:
-      label = figures_lib.EXTRAS[name][0]
-    parts.append(f'{label} {first} to {last}')
-  return (
-    [f'From the first steps to the last: {"; ".join(parts)}.'] if parts else []
-  )
 
 
 def _me_layer(run: rows_lib.Run) -> list[str]:

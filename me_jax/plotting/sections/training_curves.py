@@ -16,16 +16,16 @@ from me_jax.plotting.sections import training_rows as rows_lib
 
 STEP = 'step'
 # A running median is of a part of the rows, and of so many at least and most.
-_PART, _LEAST, _MOST = 50, 5, 501
+_PART, _LEAST, _MOST = 10, 5, 501
 # Fewer rows than this are drawn as they are.
 _FEW = 12
 _CENTRES = 1_000
 # Points of a curve; the page would thin more, and without the lows.
-_POINTS = 1_200
+POINTS = 1_200
 # How many times the least the most is, where an axis becomes logarithmic.
 _WIDE = 50
 # Of its size; what moves by less is as good as level.
-_LEVEL = 1e-3
+_LEVEL = 1e-6
 
 
 def window(count: int) -> int:
@@ -108,11 +108,11 @@ def off_the_scale(
 def series(
   label: str,
   given: rows_lib.Curve,
-  style: str = 'line',
+  style: spec.Style = 'line',
   role: spec.Role = 'massive',
 ) -> spec.Series:
   """Returns a curve to draw, thinned if it is long."""
-  kept = thinning.extremes(given.y_n, _POINTS)
+  kept = thinning.extremes(given.y_n, POINTS)
   return spec.Series(
     label=label,
     x=given.step_n[kept],
@@ -123,12 +123,17 @@ def series(
 
 
 def noisy(label: str, given: rows_lib.Curve) -> tuple[spec.Series, ...]:
-  """Returns a curve as it is, and smoothed before that if there are many rows."""
+  """Returns a curve, as it is and smoothed if there are many rows.
+
+  Args:
+    label: of it where there are few.
+    given: the curve.
+  """
   size = window(len(given.finite().y_n))
   if not size:
     return (series(label, given),)
   return (
-    series(f'{label}, as written', given, 'thin', 'other'),
+    series('as written', given, 'thin', 'other'),
     series(f'running median of {size} rows', smooth(given)),
   )
 
@@ -138,7 +143,7 @@ def level(
   y: float,
   start: float,
   stop: float,
-  style: str = 'dashed',
+  style: spec.Style = 'level',
 ) -> spec.Series:
   """Returns a level line from one x to another."""
   return spec.Series(
@@ -186,6 +191,7 @@ def room(y_n: np.ndarray) -> tuple[float, float] | None:
   if not len(y_n):
     return None
   middle, size = (y_n.min() + y_n.max()) / 2, np.abs(y_n).max()
-  if not size or np.ptp(y_n) > _LEVEL * size:
+  if np.ptp(y_n) > _LEVEL * size:
     return None
+  size = size or 1.0
   return float(middle - 0.05 * size), float(middle + 0.05 * size)

@@ -1,25 +1,16 @@
-"""What does a training run look like? Its held-out sets, its loss, its method.
-
-Letters: n points of a curve.
-"""
+"""What does a training run look like? Its held-out sets, its loss, its method."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-import math
-
-import numpy as np
 
 from me_jax.plotting import spec
-from me_jax.plotting import thinning
-from me_jax.plotting.sections import mitigation_tables as words
 from me_jax.plotting.sections import training_curves as curves
+from me_jax.plotting.sections import training_held_out as held_out_lib
 from me_jax.plotting.sections import training_inside as inside_lib
 from me_jax.plotting.sections import training_rows as rows_lib
-from me_jax.plotting.sections import training_tables as tables_lib
-from me_jax.training import held_out as held_out_lib
+from me_jax.training import held_out as sets_lib
 
-_POINTS = 1_200
 REWARD = 'reward'
 # What a method writes of its steps, besides the loss and the reward.
 EXTRAS = {
@@ -34,7 +25,7 @@ _MOST_PARTS = 8
 
 def figures(
   run: rows_lib.Run,
-  held_out: Sequence[held_out_lib.HeldOut],
+  held_out: Sequence[sets_lib.HeldOut],
   chosen: int | None,
 ) -> tuple[spec.Figure, ...]:
   """Returns what there is to see; what was not measured is left out.
@@ -45,7 +36,7 @@ def figures(
     chosen: the step whose weights were kept, if it is to be marked.
   """
   found = (
-    _held_out(run, held_out, chosen),
+    held_out_lib.figure(run, held_out, chosen),
     _loss(run),
     _method(run),
     inside_lib.gates_figure(run),
@@ -72,132 +63,19 @@ def extras(run: rows_lib.Run) -> dict[str, rows_lib.Curve]:
   return {name: curve for name, curve in found.items() if len(curve.y_n)}
 
 
-def _held_out(
-  run: rows_lib.Run,
-  held_out: Sequence[held_out_lib.HeldOut],
-  chosen: int | None,
-) -> spec.Figure | None:
-  result, course = _result(held_out), _course(run, held_out, chosen)
-  if result is None and course is None:
-    return None
-  caption = (
-    'Change of the loss on texts that were not trained on; less is better.'
-  )
-  if result is not None:
-    caption += (
-      ' Before and after: to the weights that were kept, on the same texts, with'
-      ' 95 % intervals over texts. Look for whiskers that lie wholly below zero'
-      ' on the task, and below their guard elsewhere.'
-    )
-  if course is not None:
-    kind = (
-      'of the change on the same texts'
-      if rows_lib.is_paired(run)
-      else 'of the loss itself, wider than those of the change on the same texts'
-    )
-    caption += (
-      f' Over steps: bands are 95 % intervals {kind}. Look at where a set of the'
-      ' task stops falling, and where another crosses its guard.'
-    )
-  said = '; '.join(f'{o.name} {words.interval(o.change)}' for o in held_out)
-  return spec.Figure(
-    name='training-held-out',
-    title='Loss on held-out texts',
-    caption=caption,
-    alt=f'Change of the loss on held-out texts. {said or "See the curves"}.',
-    panels=tuple(panel for panel in (result, course) if panel is not None),
-    columns=1,
-  )
+def method_said(run: rows_lib.Run) -> list[str]:
+  """Says where what the method wrote started and ended."""
+  parts = []
+  for name, curve in extras(run).items():
+    first, last = (inside_lib.spelt(y) for y in curves.ends(curve))
+    parts.append(f'{_spoken(name)} {first} to {last}')
+  if not parts:
+    return []
+  return [f'From the first steps to the last: {"; ".join(parts)}.']
 
 
-def _result(held_out: Sequence[held_out_lib.HeldOut]) -> spec.Chart | None:
-  """Draws an interval a set, and its guard."""
-  held_out = [one for one in held_out if math.isfinite(one.change.value)]
-  if not held_out:
-    return None
-  series = []
-  for on_task in (True, False):
-    at = [i for i, one in enumerate(held_out) if one.on_task == on_task]
-    if not at:
-      continue
-    change = np.array([held_out[i].change for i in at], np.float64)
-    series.append(
-      spec.Series(
-        label='on the task' if on_task else 'off the task',
-        x=np.array(at),
-        y=change[:, 0],
-        low=change[:, 1],
-        high=change[:, 2],
-        role='massive' if on_task else 'plain',
-        style='points',
-        hover=[held_out[i].name for i in at],
-      )
-    )
-  guards = [(i, o.guard) for i, o in enumerate(held_out) if o.guard is not None]
-  if guards:
-    series.append(
-      spec.Series(
-        label='guard: may rise to here',
-        # Cut after each, so that they are one entry of the legend.
-        x=np.concatenate([[i - 0.3, i + 0.3, i + 0.3] for i, _ in guards]),
-        y=np.concatenate([[y, y, math.nan] for _, y in guards]),
-        role='me',
-        style='dashed',
-      )
-    )
-  ends = -0.5, len(held_out) - 0.5
-  series.append(curves.level('before training', 0.0, *ends, 'steps'))
-  return spec.Chart(
-    title='before and after',
-    series=tuple(series),
-    x_label='',
-    y_label=f'change, {tables_lib.unit(held_out)}',
-    categories=tuple(one.name for one in held_out),
-  )
-
-
-def _course(
-  run: rows_lib.Run,
-  held_out: Sequence[held_out_lib.HeldOut],
-  chosen: int | None,
-) -> spec.Chart | None:
-  """Draws the held-out sets over steps, with their guards."""
-  of = {one.name: one for one in held_out}
-  series, starts, guards = [], [], {}
-  for name in rows_lib.names(run.held_out, 'sets'):
-    curve, low, high = rows_lib.change(run, name)
-    if len(curve.finite().step_n) < 2:
-      continue
-    starts.append(int(curve.finite().step_n[0]))
-    label = name
-    if name in of:
-      label += f' ({"on" if of[name].on_task else "off"} the task)'
-      if of[name].guard is not None:
-        guards.setdefault(of[name].guard, []).append(name)
-    kept = thinning.extremes(curve.y_n, _POINTS)
-    series.append(
-      spec.Series(
-        label=label,
-        x=curve.step_n[kept],
-        y=curve.y_n[kept],
-        low=low[kept],
-        high=high[kept],
-      )
-    )
-  if not series:
-    return None
-  ends = min(starts), max(one.x[-1] for one in series)
-  for guard, sets in sorted(guards.items()):
-    label = f'guard of {", ".join(sets)}: {guard:+.3g}'
-    series.append(curves.level(label, guard, *ends))
-  return spec.Chart(
-    title=f'over steps, against step {min(starts):,}',
-    series=tuple(series),
-    x_label=curves.STEP,
-    y_label=f'change, {tables_lib.unit(held_out)}',
-    marks=() if chosen is None else (float(chosen),),
-    mark_label='' if chosen is None else f'kept: step {chosen:,}',
-  )
+def _spoken(name: str) -> str:
+  return EXTRAS[name][0] if name in EXTRAS else name.replace('_', ' ')
 
 
 def _loss(run: rows_lib.Run) -> spec.Figure | None:
@@ -208,13 +86,7 @@ def _loss(run: rows_lib.Run) -> spec.Figure | None:
   sight = curves.within_sight(raw)
   caption = 'The loss of what was trained on'
   if curves.window(len(raw.finite().y_n)):
-    caption += ': grey as written, blue smoothed'
-  if sight:
-    count, step, value = curves.off_the_scale(raw, sight)
-    caption += (
-      f'. Off the scale: {count:,} of {len(raw.y_n):,} rows, farthest '
-      f'{inside_lib.spelt(value)} at step {step:,}'
-    )
+    caption += ', as written and smoothed'
   panels = [
     spec.Chart(
       title='training loss',
@@ -226,17 +98,30 @@ def _loss(run: rows_lib.Run) -> spec.Figure | None:
   ]
   for key, title in (('lr', 'learning rate'), ('grad_norm', 'gradient norm')):
     curve = rows_lib.curve(run.train, key)
-    if len(curve.y_n):
-      line = curves.series(title, curve)
-      panels.append(curves.low(title, '', (line,), log=key != 'lr'))
+    if not len(curve.y_n):
+      continue
+    # A learning rate has no noise.
+    lines = (
+      (curves.series(title, curve),)
+      if key == 'lr'
+      else curves.noisy(title, curve)
+    )
+    panels.append(curves.low(title, '', lines, log=key != 'lr'))
   beneath = ' and '.join(panel.title for panel in panels[1:])
   if beneath:
     caption += f'; beneath, {beneath}'
+  caption += '. Look for jumps, and for where the line becomes level.'
+  if sight:
+    count, step, value = curves.off_the_scale(raw, sight)
+    caption += (
+      f' Off the scale: {count:,} of {len(raw.y_n):,} rows, farthest '
+      f'{inside_lib.spelt(value)} at step {step:,}.'
+    )
   first, last = (inside_lib.spelt(y) for y in curves.ends(raw))
   return spec.Figure(
     name='training-loss',
     title='Training loss',
-    caption=f'{caption}. Look for jumps, and for where the line becomes level.',
+    caption=caption,
     alt=f'The training loss goes from {first} to {last}.',
     panels=tuple(panels),
     columns=1,
@@ -251,7 +136,7 @@ def _method(run: rows_lib.Run) -> spec.Figure | None:
   if reward:
     lines = [
       curves.series(
-        name.replace('_', ' '),
+        _spoken(name),
         curves.smooth(curve),
         role='massive' if name == REWARD else 'plain',
       )
@@ -277,11 +162,6 @@ def _method(run: rows_lib.Run) -> spec.Figure | None:
     panels.append(curves.low(title, 'share', lines))
   if not panels:
     return None
-  moves = [
-    f'{name.replace("_", " ")} from {inside_lib.spelt(curves.ends(curve)[0])} '
-    f'to {inside_lib.spelt(curves.ends(curve)[1])}'
-    for name, curve in found.items()
-  ]
   return spec.Figure(
     name='training-method',
     title='What the method works with',
@@ -290,6 +170,6 @@ def _method(run: rows_lib.Run) -> spec.Figure | None:
       'median where there are many rows. Look for a reward that rises by one of '
       'its parts alone, and for answers that only become longer.'
     ),
-    alt=f'Over the run: {"; ".join(moves) or "see the curves"}.',
+    alt=' '.join(method_said(run)) or 'Held-out pairs in the right order.',
     panels=tuple(panels),
   )

@@ -6,6 +6,7 @@ Letters: n points of a curve, L layers, S looks inside.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import math
 from typing import Any, NamedTuple
 
@@ -166,11 +167,13 @@ def gates_said(run: rows_lib.Run) -> list[str]:
   if found is None or not np.isfinite(found.mean_LS).any():
     return []
   step_S, mean_LS, masked_LS = found
+  before = ''
+  if len(step_S) > 1:
+    before = f' ({spelt(_mean(mean_LS[:, 0]))} at step {step_S[0]:,})'
   said = [
-    f'At step {step_S[-1]:,} the mean gate is '
-    f'{spelt(_mean(mean_LS[:, -1]))} ({spelt(_mean(mean_LS[:, 0]))} at step '
-    f'{step_S[0]:,}), and {100 * _mean(masked_LS[:, -1]):.1f} % of them are '
-    'below a half.'
+    f'At step {step_S[-1]:,} the mean gate is {spelt(_mean(mean_LS[:, -1]))}'
+    f'{before}, and {100 * _mean(masked_LS[:, -1]):.1f} % of them are below a '
+    'half.'
   ]
   last_L = masked_LS[:, -1]
   if np.nanmax(last_L, initial=0.0) > 0:
@@ -193,6 +196,10 @@ def figure(run: rows_lib.Run) -> spec.Figure | None:
       'at the start', start, curve.step_n[0], curve.step_n[-1]
     )
     panel = curves.low(title, '', (line, dashed), log=key != ME_LAYER)
+    if key == ME_LAYER:
+      # From layer 0 on, so that its ticks are whole numbers.
+      top = float(curve.finite().y_n.max())
+      panel = dataclasses.replace(panel, y_range=(0.0, 1.2 * top + 1))
     panels.append(panel)
   if not panels:
     return None
@@ -231,8 +238,14 @@ def said(run: rows_lib.Run) -> list[str]:
 def _by_layer_chart(
   title: str, values_LS: np.ndarray, step_S: np.ndarray, label: str
 ) -> spec.Chart:
+  """Draws the first and the last look."""
   here_L = np.flatnonzero(np.isfinite(values_LS).any(axis=1))
   looks = {0: ('other', 'dashed'), len(step_S) - 1: ('massive', 'line')}
+  if len(looks) == 1:
+    title += f', step {step_S[0]:,}'
+  y_range = curves.room(values_LS[:, list(looks)].ravel())
+  if y_range and y_range[0] < 0:
+    y_range = 0.0, 1.0
   return spec.Chart(
     title=title,
     series=tuple(
@@ -247,7 +260,7 @@ def _by_layer_chart(
     ),
     x_label='layer',
     y_label=label,
-    y_range=curves.room(values_LS[:, [0, -1]].ravel()),
+    y_range=y_range,
   )
 
 

@@ -80,13 +80,14 @@ def _held_out(held_out: Sequence[held_out_lib.HeldOut]) -> spec.Table:
 
 
 def _inside(run: rows_lib.Run) -> spec.Table:
-  rows = []
-  for name, curve in inside_lib.measured(run).items():
-    first, last = inside_lib.at(run, name, 0), inside_lib.at(run, name, -1)
-    rows.append((curve.title, first, last))
-  first, last = (run.monitor[i]['step'] if run.monitor else 0 for i in (0, -1))
+  # A single look is the first and the last.
+  looks = sorted({0, len(run.monitor) - 1}) if run.monitor else []
+  steps = [run.monitor[look]['step'] for look in looks]
   return spec.Table(
     caption='Inside the model, at the first and at the last look.',
-    header=('', f'step {first:,}', f'step {last:,}'),
-    rows=tuple(rows),
+    header=('', *(f'step {step:,}' for step in steps)),
+    rows=tuple(
+      (title, *(inside_lib.at(run, key, look) for look in looks))
+      for key, (title, _) in inside_lib.measured(run).items()
+    ),
   )
