@@ -20,6 +20,7 @@ VERBS = {
   'mitigate': 'relax them with a mask, measured on texts that did not choose it',
   'generate': 'answer prompts, mitigated beside stock if wanted',
   'evaluate': 'run tasks on both, and say whether they differ',
+  'train': 'fine-tune, with the mitigation in the loop',
   'export': 'write a model as a Hugging Face folder',
 }
 
@@ -85,8 +86,8 @@ def _main(argv: list[str]) -> int:
   if any(arg in ('-h', '--help', '-help') for arg in rest):
     print(flags_lib.help_text(verb, module))
     return 0
-  module.run(flags_lib.parse(verb, module, rest))
-  return 0
+  # Most verbs have nothing to say about their end but that it was reached.
+  return module.run(flags_lib.parse(verb, module, rest)) or 0
 
 
 def _usage() -> str:

@@ -77,9 +77,23 @@ class Progress:
     print(f'me-jax: {what}{far}', file=sys.stderr, flush=True)
 
 
+class Silent(Progress):
+  """Shows nothing."""
+
+  def step(self, what: str, done: int, total: int) -> None:
+    """Does nothing."""
+
+
 @contextlib.contextmanager
-def progress() -> Iterator[Progress]:
-  """Yields bars on a terminal, and a line a step elsewhere."""
+def progress(show: bool = True) -> Iterator[Progress]:
+  """Yields bars on a terminal, and a line a step elsewhere.
+
+  Args:
+    show: False shows nothing, as processes do whose work another one shows.
+  """
+  if not show:
+    yield Silent()
+    return
   if not sys.stderr.isatty():
     yield Progress()
     return

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
-import importlib.util
 from importlib import resources
+import importlib.util
 import os
 from typing import Any
 
@@ -141,6 +141,7 @@ def run(flags: absl_flags.FlagValues) -> Any:
   """
   from me_jax.training import overrides
   from me_jax.training import settings
+  from me_jax.training import settings_check
 
   data = os.path.abspath(flags.data) if flags.data else None
   if data and not os.path.exists(data):
@@ -163,7 +164,7 @@ def run(flags: absl_flags.FlagValues) -> Any:
   if flags.mesh:
     given['mesh'] = _mesh(flags.mesh, found.mesh)
   found = dataclasses.replace(found, **given)
-  settings.check(found)
+  settings_check.check(found)
   return found
 
 

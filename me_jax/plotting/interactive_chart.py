@@ -19,6 +19,12 @@ from me_jax.plotting.wording import in_plotly
 _LINE_POINTS = 1_500
 _MOST_MARKERS = 40
 _MODES = {'beside': 'group', 'stacked': 'relative', 'overlaid': 'overlay'}
+_LOOKS = {
+  'points': 'markers',
+  'steps': 'lines',
+  'thin': 'lines',
+  'level': 'lines',
+}
 # How opaque bars are that stand before others.
 _SEEN_THROUGH = 0.65
 
@@ -133,17 +139,15 @@ def _series(
     if chart.bars == 'overlaid':
       trace['opacity'] = _SEEN_THROUGH
     return [trace | {'type': 'bar', 'marker': marker}]
-  steps = series.style == 'steps'
-  mode = {'points': 'markers', 'steps': 'lines'}.get(
-    series.style, 'lines+markers'
-  )
+  steps, thin = series.style == 'steps', series.style == 'thin'
+  mode = _LOOKS.get(series.style, 'lines+markers')
   trace |= {
     'type': 'scatter',
     'mode': mode,
     'line': {
       'color': look.color,
       'dash': look.dash,
-      'width': 1.5 if steps else 2,
+      'width': 1 if thin else 1.5 if steps else 2,
       'shape': 'hvh' if steps else 'linear',
     },
     'marker': {
@@ -154,6 +158,8 @@ def _series(
       'maxdisplayed': 0 if series.style == 'points' else _MOST_MARKERS,
     },
   }
+  if thin:
+    trace['opacity'] = palette.FAINT
   if series.style == 'points' or not bounds:
     return [trace]
   positive = y_n[y_n > 0]

@@ -161,8 +161,7 @@ def _figure(figure: spec.Figure, still: Still) -> str:
   panels = interactive.draw(figure)
   places = '\n'.join(
     f'<div class="panel"><p>{in_html(panel.title)}</p>'
-    f'<div class="plot{" solid" if isinstance(panel, spec.Ridges) else ""}">'
-    '</div></div>'
+    f'<div class="plot{_height(panel)}"></div></div>'
     for panel in figure.panels
   )
   one = ' one' if len(panels) == 1 or figure.columns == 1 else ''
@@ -180,6 +179,13 @@ def _figure(figure: spec.Figure, still: Still) -> str:
 <a href="figures/{name}.png">PNG</a>.</span></figcaption>
 <script type="application/json">{_island(panels)}</script>
 </figure>"""
+
+
+def _height(panel: spec.Panel) -> str:
+  """Returns the class of a panel that is not as high as most."""
+  if isinstance(panel, spec.Ridges):
+    return ' solid'
+  return ' low' if isinstance(panel, spec.Chart) and panel.low else ''
 
 
 def _island(value: Any) -> str:

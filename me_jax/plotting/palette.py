@@ -16,6 +16,8 @@ BLUE, ORANGE, GREEN = '#0072B2', '#D55E00', '#009E73'
 PINK, GREY, DARK = '#CC79A7', '#666666', '#222222'
 # Perceptually uniform, and the same to readers with any colour vision.
 HEAT = 'cividis'
+# How opaque thin lines are.
+FAINT = 0.55
 
 _ROLES = {
   'massive': BLUE,
@@ -61,7 +63,7 @@ def looks(series: Sequence[spec.Series]) -> tuple[Look, ...]:
     color = _ROLES.get(one.role) or _PLAIN[len(before) % len(_PLAIN)]
     lines = sum(other.style == one.style for other in before)
     dash = _DASHES[lines % len(_DASHES)]
-    if one.style == 'dashed':
+    if one.style in ('dashed', 'level'):
       dash = ('dash', 'longdash', 'longdashdot')[lines % 3]
     bars = sum(other.style == 'bars' for other in series[:index])
     result.append(

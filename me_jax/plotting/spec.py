@@ -15,6 +15,7 @@ import numpy as np
 
 # Who a line is about; each has one colour throughout a report.
 Role = Literal['massive', 'control', 'other', 'me', 'attn', 'ffn', 'plain']
+Style = Literal['line', 'dashed', 'bars', 'points', 'steps', 'thin', 'level']
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,9 @@ class Series:
     y: `[n]`.
     x: `[n]`; None counts from 0.
     role: chooses the colour.
-    style: how it is drawn; `steps` is a line that stays level around each x.
+    style: how it is drawn; `steps` is a line that stays level around each x,
+      `thin` a faint one without markers, for raw values behind a smoothed line,
+      `level` a dashed one without markers, for a limit or a start.
     low: `[n]`, lower edge of a band around `y` (an interval, a range); of bars
       and points it is the lower end of a whisker.
     high: `[n]`, its upper edge.
@@ -37,7 +40,7 @@ class Series:
   y: np.ndarray
   x: np.ndarray | None = None
   role: Role = 'plain'
-  style: Literal['line', 'dashed', 'bars', 'points', 'steps'] = 'line'
+  style: Style = 'line'
   low: np.ndarray | None = None
   high: np.ndarray | None = None
   hover: Sequence[str] | None = None
@@ -58,6 +61,8 @@ class Chart:
     mark_label: what the marks are, in the legend.
     categories: names of x = 0, 1, ... where x counts things without an order.
     bars: where bars at one x stand; histograms are best `overlaid`.
+    low: whether it is about half as high as others, being one of many or the
+      company of a panel above it.
   """
 
   title: str
@@ -70,6 +75,7 @@ class Chart:
   mark_label: str = 'ME Layer'
   categories: tuple[str, ...] = ()
   bars: Literal['beside', 'stacked', 'overlaid'] = 'beside'
+  low: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

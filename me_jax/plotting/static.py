@@ -30,7 +30,7 @@ from me_jax.plotting import thinning
 from me_jax.plotting.wording import in_matplotlib
 
 # Inches; a report's page and a paper's two columns are about as wide as two.
-_WIDTH, _HEIGHT = 5.5, 4.25
+_WIDTH, _HEIGHT, _LOW = 5.5, 4.25, 2.7
 _DPI = 150
 # Characters in an inch of a title, at most.
 _TITLE, _PANEL_TITLE = 11, 12
@@ -55,23 +55,23 @@ def draw(figure: spec.Figure) -> figure_lib.Figure:
     follow.
   """
   columns = max(1, min(figure.columns, len(figure.panels)))
-  rows = -(-len(figure.panels) // columns)
   width = _WIDTH * columns if columns > 1 else _WIDTH * 1.3
-  drawn = figure_lib.Figure(
-    figsize=(width, _HEIGHT * rows), layout='constrained'
-  )
+  heights = [
+    _LOW if all(map(_low, figure.panels[start : start + columns])) else _HEIGHT
+    for start in range(0, len(figure.panels), columns)
+  ]
+  drawn = figure_lib.Figure(figsize=(width, sum(heights)), layout='constrained')
   if any(isinstance(panel, spec.Ridges) for panel in figure.panels):
     # The layout does not count the label of the third axis.
     drawn.get_layout_engine().set(rect=(0.0, 0.0, 0.98, 1.0))
   # All of them first: colour bars come as further axes.
+  grid = drawn.add_gridspec(len(heights), columns, height_ratios=heights)
   places = [
     drawn.add_subplot(
-      rows,
-      columns,
-      place,
+      grid[place // columns, place % columns],
       projection='3d' if isinstance(panel, spec.Ridges) else None,
     )
-    for place, panel in enumerate(figure.panels, 1)
+    for place, panel in enumerate(figure.panels)
   ]
   for axes, panel in zip(places, figure.panels):
     axes.set_title(_wrapped(panel.title, width / columns * _PANEL_TITLE))
@@ -125,6 +125,10 @@ def save(
 
       none = {'CreationDate': None, 'ModDate': None}
       backend_pdf.FigureCanvasPdf(figure).print_pdf(partial, metadata=none)
+
+
+def _low(panel: spec.Panel) -> bool:
+  return isinstance(panel, spec.Chart) and panel.low
 
 
 def _wrapped(text: str, characters: float) -> str:

@@ -33,6 +33,8 @@ _MARKERS = {
   'x': 'X',
 }
 _HATCHES = {'/': '///', '.': '...', 'x': 'xxx', '\\': '\\\\\\', '-': '---'}
+# Styles of lines without markers.
+_BARE = ('steps', 'thin', 'level')
 # Markers on a line, at most: more would hide it.
 _MOST_MARKERS = 40
 # How opaque bars are that stand before others.
@@ -41,6 +43,8 @@ _SEEN_THROUGH = 0.65
 _HEADROOM = 0.15
 # Names of a legend that stands among what is drawn; a longer one would hide it.
 _MOST_INSIDE = 5
+# Where the legend of a low chart begins, in its heights: below the axis' name.
+_BENEATH = -0.36
 # Characters of the names below an axis that still stand upright.
 _UPRIGHT = 44
 
@@ -64,7 +68,10 @@ def draw(axes, chart: spec.Chart) -> None:
     )
   if chart.log_y:
     axes.set_yscale('log', nonpositive='mask')
-  elif bars:
+  else:
+    # Numbers beside which nothing is to be added in the head.
+    axes.yaxis.get_major_formatter().set_useOffset(False)
+  if bars and not chart.log_y:
     axes.axhline(0, color='black', linewidth=0.5)
   if chart.y_range is not None:
     axes.set_ylim(chart.y_range)
@@ -83,6 +90,16 @@ def draw(axes, chart: spec.Chart) -> None:
       bbox_to_anchor=(1.0, 1.0),
       borderaxespad=0.3,
       frameon=False,
+    )
+  elif entries > 1 and chart.low:
+    # There is no room among the lines.
+    axes.legend(
+      fontsize=8,
+      loc='upper center',
+      bbox_to_anchor=(0.5, _BENEATH),
+      borderaxespad=0,
+      frameon=False,
+      ncols=entries,
     )
   elif entries > 1:
     if bars and chart.y_range is None and not chart.log_y:
@@ -114,6 +131,7 @@ def _line(axes, series: spec.Series, look, log_y: bool) -> None:
   y = np.asarray(series.y, np.float64)
   x = np.arange(len(y)) if series.x is None else np.asarray(series.x)
   points, steps = series.style == 'points', series.style == 'steps'
+  thin = series.style == 'thin'
   if series.low is not None and not points:
     low, high = series.low, series.high
     if log_y and np.any(y > 0):
@@ -133,8 +151,9 @@ def _line(axes, series: spec.Series, look, log_y: bool) -> None:
     y,
     color=look.color,
     linestyle='none' if points else _DASHES[look.dash],
-    linewidth=1.2 if steps else 1.6,
-    marker=None if steps else _MARKERS[look.marker],
+    linewidth=0.6 if thin else 1.2 if steps else 1.6,
+    alpha=palette.FAINT if thin else 1.0,
+    marker=None if series.style in _BARE else _MARKERS[look.marker],
     markersize=5 if points else 3.5,
     markevery=None if points else max(1, math.ceil(len(x) / _MOST_MARKERS)),
     drawstyle='steps-mid' if steps else 'default',

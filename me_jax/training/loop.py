@@ -22,6 +22,7 @@ import jax
 
 from me_jax import errors
 from me_jax.analysis import monitor as monitor_lib
+from me_jax.checkpoints import load as load_lib
 from me_jax.checkpoints import processes
 from me_jax.mitigation import gates as gates_lib
 from me_jax.training import checkpoints as checkpoints_lib
@@ -176,7 +177,9 @@ class _Loop:
     self.watch = stack.enter_context(stopping.Watch())
     self.probes = None
     if settings.monitor_every:
-      self.probes = monitor_lib.probes_of(plan.tokenizer, plan.config)
+      self.probes = monitor_lib.probes(
+        load_lib.LoadedModel(placed.model, {}, plan.tokenizer, plan.config)
+      )
     self.update = jax.jit(
       step_lib.make(
         placed.model, settings, placed.optimizer, objectives.of(settings)

@@ -32,6 +32,7 @@ from me_jax.training import held_out as held_out_lib
 from me_jax.training import optimizer as optimizer_lib
 from me_jax.training import placement
 from me_jax.training import settings as settings_lib
+from me_jax.training import settings_check
 from me_jax.training import sharding as sharding_lib
 from me_jax.training import step as step_lib
 from me_jax.training import trained as trained_lib
@@ -101,7 +102,7 @@ def plan(run: settings_lib.Run, progress: Progress | None = None) -> Plan:
   Raises:
     MeJaxError: the settings, the checkpoint, the mesh or the data is not sound.
   """
-  settings_lib.check(run)
+  settings_check.check(run)
   checkpoint = load_lib.open_checkpoint(run.model)
   config = checkpoint.config
   mesh = sharding_lib.mesh(**dataclasses.asdict(run.mesh))

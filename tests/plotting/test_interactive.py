@@ -162,3 +162,28 @@ def test_plotly_is_never_imported():
     'page.plotly_js(); assert "plotly" not in sys.modules'
   )
   subprocess.run([sys.executable, '-c', code], check=True)
+
+
+def test_thin_and_level_lines_are_drawn_without_markers():
+  series = tuple(
+    spec.Series(label=style, y=np.arange(3.0), style=style)
+    for style in ('thin', 'level')
+  )
+  chart = spec.Chart(title='', series=series, x_label='', y_label='')
+  figure = spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
+  (panel,) = interactive.draw(figure)
+  thin, level = panel['data']
+  assert thin['mode'] == level['mode'] == 'lines'
+  assert thin['opacity'] < 1 and level['line']['dash'] == 'dash'
+
+
+def test_extremes_keep_lows_highs_ends_and_gaps():
+  value = np.sin(np.arange(5_000.0))
+  value[1_234], value[4_321], value[2_000:3_000] = 9.0, -9.0, np.nan
+  kept = thinning.extremes(value, 200)
+  assert len(kept) <= 200 and (np.diff(kept) > 0).all()
+  assert {0, 1_234, 4_321, 4_999} <= set(kept.tolist())
+  assert np.isnan(value[kept]).any(), 'the gap is seen'
+  np.testing.assert_array_equal(
+    thinning.extremes(value[:50], 200), np.arange(50)
+  )

@@ -277,3 +277,21 @@ def test_progress_counts_figures(tmp_path):
     progress=lambda done, total: seen.append((done, total)),
   )  # fmt: skip
   assert seen == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_low_panels_are_low_on_the_page():
+  chart = spec.Chart(
+    title='low', series=made.LINES.panels[0].series, x_label='', y_label='',
+    low=True,
+  )  # fmt: skip
+  figure = spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
+  section = spec.Section(
+    name='s', title='', claim='', verdict='holds', finding='', control='',
+    figures=(figure,),
+  )  # fmt: skip
+  text = page.build(
+    title='', headline='', sections=[section],
+    stills={'f': page.Still(b'', 1, 1)}, open_points=(), provenance={},
+    command='',
+  )  # fmt: skip
+  assert '<div class="plot low"></div>' in text

@@ -164,3 +164,51 @@ def test_a_long_legend_stands_beside_what_is_drawn():
     legend = axes.get_legend().get_window_extent()
     assert (legend.x0 >= axes.bbox.x1) == beside
     assert legend.x1 <= drawn.bbox.x1, 'on the paper'
+
+
+def test_low_panels_are_low_and_keep_their_legend_out_of_the_way():
+  lines = tuple(
+    spec.Series(label=f'a line {i}', y=np.arange(3.0)) for i in range(2)
+  )
+  high, low = (
+    spec.Chart(title='', series=lines, x_label='step', y_label='', low=is_low)
+    for is_low in (False, True)
+  )
+  drawn = static.draw(
+    spec.Figure(
+      name='f', title='', caption='', alt='', panels=(high, low), columns=1
+    )
+  )
+  drawn.draw_without_rendering()
+  boxes = [axes.get_window_extent() for axes in drawn.axes]
+  assert boxes[1].height < 0.7 * boxes[0].height
+  legend = drawn.axes[1].get_legend().get_window_extent()
+  names = drawn.axes[1].xaxis.get_label().get_window_extent()
+  assert 0 <= legend.y0 and legend.y1 < names.y0
+  beside = static.draw(
+    spec.Figure(name='f', title='', caption='', alt='', panels=(high, low))
+  )
+  assert beside.get_figheight() < drawn.get_figheight()
+
+
+def test_thin_and_level_lines_have_no_markers():
+  series = tuple(
+    spec.Series(label=style, y=np.arange(3.0), style=style)
+    for style in ('thin', 'level', 'line')
+  )
+  chart = spec.Chart(title='', series=series, x_label='', y_label='')
+  figure = spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
+  thin, level, line = static.draw(figure).axes[0].lines
+  assert thin.get_marker() == level.get_marker() == 'None'
+  assert line.get_marker() != 'None'
+  assert thin.get_alpha() < 1 and level.get_linestyle() == '--'
+
+
+def test_numbers_that_hardly_differ_are_written_out():
+  series = spec.Series(label='', y=np.array([0.99990, 0.99991]))
+  chart = spec.Chart(title='', series=(series,), x_label='', y_label='')
+  figure = spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
+  drawn = static.draw(figure)
+  drawn.draw_without_rendering()
+  axis = drawn.axes[0].yaxis
+  assert not axis.get_offset_text().get_text()
