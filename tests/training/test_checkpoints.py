@@ -113,7 +113,7 @@ def test_a_state_may_be_donated_at_once(folder):
 
 
 def test_the_newest_and_the_best_are_kept(folder):
-  metrics = {1: 0.7, 2: 0.5, 3: None, 4: 0.6, 5: float('nan'), 6: None}
+  metrics = {1: float('nan'), 2: 0.5, 3: 0.7, 4: 0.6, 5: None, 6: None}
   with checkpoints_lib.Checkpoints(folder) as checkpoints:
     for step, metric in metrics.items():
       checkpoints.save(step, make(step), {}, metric=metric)

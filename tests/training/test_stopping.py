@@ -84,6 +84,7 @@ PROCESSES = """
         # Step 3 or so: both have begun, and only one is told.
         if step == 3 and index == 1:
           os.kill(os.getpid(), int(number))
+      assert watch.requested(step + 1) == why
     print('done', step, why)
 """
 
