@@ -28,9 +28,9 @@ class _Manager(ocp.CheckpointManager):
     return False
 
 
-def _has_no_traceback(record: logging.LogRecord) -> bool:
-  """Drops tracebacks of Orbax's threads: what they say is raised, too."""
-  return not (record.exc_info and '/orbax/' in record.pathname)
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+  """Drops what Orbax logs, tracebacks of its threads too: it raises as well."""
+  return '/orbax/' not in record.pathname
 
 
 class _Kept:
@@ -62,7 +62,7 @@ def make(
     largest: bytes of the largest array.
   """
   # Once, however often it is added.
-  logging.getLogger('absl').addFilter(_has_no_traceback)
+  logging.getLogger('absl').addFilter(_not_of_orbax)
 
   class TemporaryPath(_Base):
     """Orbax's own, with a little more at its end."""

@@ -111,6 +111,7 @@ class Checkpoints:
       metric = None
     self.wait()
     if self._manager is None:
+      processes.together(self._clean)
       self._look()
     if step in self._metrics:
       return
@@ -128,7 +129,7 @@ class Checkpoints:
         name: checkpoint_read.kind(leaf) for name, leaf in leaves.items()
       },
     }
-    processes.together(functools.partial(self._prepare, leaves))
+    processes.together(functools.partial(self._check_room, leaves))
     self._metrics[step] = self._pending['metric']
     self._guard(functools.partial(self._begin, step, leaves))
     if wait:
@@ -196,15 +197,19 @@ class Checkpoints:
     )
     self._manager.save(step, args=arguments, force=True)
 
-  def _prepare(self, leaves: Mapping[str, jax.Array]) -> None:
-    """Removes what is damaged, and raises where the arrays have no room."""
-    if jax.process_index():
-      return
-    for step in self._broken:
-      atomic.remove(self._at(step))
+  def _clean(self) -> None:
+    """Removes what is damaged, where Orbax would count it among the newest."""
+    if not jax.process_index():
+      self._look()
+      for step in self._broken:
+        atomic.remove(self._at(step))
     self._broken.clear()
-    total = sum(leaf.nbytes for leaf in leaves.values())
-    atomic.check_space(self._at('new'), total)
+
+  def _check_room(self, leaves: Mapping[str, jax.Array]) -> None:
+    """Raises MeJaxError where the arrays have no room."""
+    if not jax.process_index():
+      total = sum(leaf.nbytes for leaf in leaves.values())
+      atomic.check_space(self._at('new'), total)
 
   def _guard(self, part: Callable[[], Any]) -> None:
     """Runs a part of a save; one that fails leaves nothing behind.
@@ -264,7 +269,8 @@ class Checkpoints:
     Raises MeJaxError as `restore` does, if there are only damaged ones and one
     is needed.
     """
-    self.wait()
+    # A new manager looks again at what is there.
+    self.close()
 
     def pick() -> int:
       self._look()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import textwrap
@@ -13,6 +12,7 @@ import pytest
 
 from me_jax import errors
 from me_jax.training import distributed
+from tests.support import processes
 
 PROGRAM = """
     import sys
@@ -97,28 +97,8 @@ PROGRAM = """
 """
 
 
-def environment(**variables):
-  kept = {
-    name: value
-    for name, value in os.environ.items()
-    if not name.startswith(('SLURM_', 'OMPI_', 'KUBERNETES_', 'JAX_'))
-  }
-  return kept | {
-    'JAX_PLATFORMS': 'cpu',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
-    'PYTHONPATH': os.pathsep.join(sys.path),
-    **variables,
-  }
-
-
-def free_address():
-  with socket.socket() as one:
-    one.bind(('127.0.0.1', 0))
-    return f'127.0.0.1:{one.getsockname()[1]}'
-
-
 def test_two_processes_hold_parts_of_the_same_arrays():
-  address = free_address()
+  address = processes.free_address()
   variables = {
     'JAX_COORDINATOR_ADDRESS': address,
     'JAX_NUM_PROCESSES': '2',
@@ -127,7 +107,7 @@ def test_two_processes_hold_parts_of_the_same_arrays():
   runs = [
     subprocess.Popen(
       [sys.executable, '-c', textwrap.dedent(PROGRAM), str(index), address],
-      env=environment(**({} if index else variables)),
+      env=processes.environment(**({} if index else variables)),
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -246,7 +226,7 @@ def test_wrong_modes_and_variables(calls, monkeypatch):
 
 
 def test_nobody_at_the_address(calls):
-  address = free_address()
+  address = processes.free_address()
   message = refusal(
     'on', coordinator=address, num_processes=2, process_id=1, timeout=0
   )

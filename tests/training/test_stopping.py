@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 
 import pytest
 
 from me_jax.training import stopping
-from tests.training import test_distributed
+from tests.support import processes
 
 NUMBERS = (signal.SIGTERM, signal.SIGINT)
 
@@ -45,12 +42,9 @@ def test_a_second_one_ends_at_once_as_before(first):
           os.kill(os.getpid(), signal.SIGTERM)
         print('still here')
   """
-  ended = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(code)],
-    env=test_distributed.environment(),
-    capture_output=True,
-  )
-  assert ended.returncode == -signal.SIGTERM and not ended.stdout
+  process = processes.start(code)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == -signal.SIGTERM and not out, err
 
 
 def test_another_thread_leaves_signals_alone():
@@ -90,6 +84,7 @@ PROCESSES = """
         # Step 3 or so: both have begun, and only one is told.
         if step == 3 and index == 1:
           os.kill(os.getpid(), int(number))
+      assert watch.requested(step + 1) == why
     print('done', step, why)
 """
 
@@ -99,25 +94,8 @@ PROCESSES = """
   [(signal.SIGINT, 'yes'), (signal.SIGTERM, 'yes'), (signal.SIGINT, 'no')],
 )
 def test_processes_end_after_the_same_step(number, served):
-  address = test_distributed.free_address()
-  arguments = [address, str(int(number)), served]
-  runs = [
-    subprocess.Popen(
-      [sys.executable, '-c', textwrap.dedent(PROCESSES), str(i), *arguments],
-      env=test_distributed.environment(),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
-    for i in range(2)
-  ]
-  try:
-    ends = [run.communicate(timeout=120) for run in runs]
-  finally:
-    for run in runs:
-      run.kill()
-  assert [run.returncode for run in runs] == [0, 0], ends
-  last = [out.splitlines()[-1].split(maxsplit=2) for out, _ in ends]
+  ends = processes.pair(PROCESSES, int(number), served)
+  last = [line.split(maxsplit=2) for line in ends]
   assert last[0][:2] == last[1][:2]
   assert int(last[0][1]) >= 3
   assert last[0][2] == 'a signal to another process'
