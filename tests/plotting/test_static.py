@@ -205,7 +205,7 @@ def test_thin_and_level_lines_have_no_markers():
 
 
 def test_numbers_that_hardly_differ_are_written_out():
-  series = spec.Series(label='', y=np.array([0.99990, 0.99991]))
+  series = spec.Series(label='', y=np.array([5.000001, 5.000002]))
   chart = spec.Chart(title='', series=(series,), x_label='', y_label='')
   figure = spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
   drawn = static.draw(figure)

@@ -315,6 +315,18 @@ def test_gates_are_shown_in_their_layers_before_and_after():
   ]  # fmt: skip
 
 
+def test_gates_whose_lists_do_not_fit_are_passed_over():
+  rows = made.looks(count=3)
+  rows[1]['gates']['layers'] = [12, 13]
+  heat = figure('gates', rows)['mean gate over steps']
+  assert heat.x_names == ('0', '200')
+
+
+@pytest.mark.parametrize('value', [None, True, '2.0', [2.0], math.inf, 10**400])
+def test_what_is_no_finite_number_is_a_gap(value):
+  assert math.isnan(training_rows.number(value))
+
+
 def test_the_inside_is_shown_beside_its_start():
   rows = made.looks(layers=None)
   rows[2]['me_layer'], rows[4]['me_layer'] = 14, None
