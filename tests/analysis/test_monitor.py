@@ -52,9 +52,14 @@ def ragged():
   return batch_lib.make_batch(texts, pack=True, length=128)
 
 
-@pytest.mark.parametrize('verdict', planted.VERDICTS)
-def test_says_what_find_says(verdict):
-  model, params = planted.build(planted.VERDICTS[verdict])
+ERASED = planted.VERDICTS['single'] + [Plant(6, 3, SPIKE, -5000.0, read=SPIKE)]
+
+
+@pytest.mark.parametrize(
+  ('verdict', 'plants'), [*planted.VERDICTS.items(), ('single', ERASED)]
+)
+def test_says_what_find_says(verdict, plants):
+  model, params = planted.build(plants)
   # Some without the massive token, and one of nothing else.
   batch = rows(
     planted.texts(10) + planted.texts(3, bos=False) + [[planted.BOS]]
