@@ -97,6 +97,7 @@ def serve(
   on_tokens: Callable[[int, list[int]], Any] | None = None,
   cache_dtype: Any = None,
   longest: int = 0,
+  shortest: int = _SHORTEST,
 ) -> Iterator[Completion]:
   """Yields completions as they are done, in no order.
 
@@ -111,9 +112,14 @@ def serve(
     on_tokens: called with a request's index and all its new tokens so far.
     cache_dtype: of keys and values; by default the model's.
     longest: tokens that there is room for in a row at least: calls with the same
-      one share a program, whatever their requests' lengths.
+      one share a program for steps, whatever their requests' lengths.
+    shortest: tokens that prompts are padded to at least, and so share programs.
   """
   model, params = decoding_form(model, params, unrolled=not model.scanned)
+
+  def padded(index: int) -> int:
+    return bucket(max(shortest, len(requests[index].tokens)))
+
   waiting = _in_order(requests)
   rows = min(rows, len(requests))
   longest = max(longest, *(len(r.tokens) + r.most for r in requests))
@@ -138,12 +144,14 @@ def serve(
     fresh = []
     while waiting:
       free = [row for row, index in enumerate(holds) if index is None]
-      together = _together(requests[waiting[-1]], rows)
+      together = _together(padded(waiting[-1]), rows)
       # A prompt alone would take as long as several together.
       if len(free) < min(together, len(waiting), rows):
         break
-      taken = _next_prompts(waiting, requests, together)
-      prompts = _prompts(requests, taken, free, rows)
+      taken = _next_prompts(waiting, padded, together)
+      prompts = _prompts(
+        [requests[i] for i in taken], free, rows, padded(taken[0])
+      )
       state, first_N = steps.prefill(
         model, sampling.active, params, state, prompts, rule
       )
@@ -154,7 +162,7 @@ def serve(
     # With more to come, go on only until there is room for it.
     busy = 0
     if waiting:
-      busy = rows - min(_together(requests[waiting[-1]], rows), len(waiting))
+      busy = rows - min(_together(padded(waiting[-1]), rows), len(waiting))
     state, out_BC = steps.decode(
       model, sampling.active, count, params, state, rule, jnp.int32(busy)
     )
@@ -212,10 +220,10 @@ def bucket(length: int) -> int:
   return between if length <= between and between > _SHORTEST else power
 
 
-def _together(request: Request, rows: int) -> int:
-  """Returns how many prompts of this one's length are run at once."""
+def _together(length: int, rows: int) -> int:
+  """Returns how many prompts of a padded length are run at once."""
   # At most some of the rows: the others would wait for the last of them.
-  return max(1, min(_PREFILL // bucket(len(request.tokens)), rows // 4))
+  return max(1, min(_PREFILL // length, rows // 4))
 
 
 def _in_order(requests: Sequence[Request]) -> list[int]:
@@ -226,30 +234,21 @@ def _in_order(requests: Sequence[Request]) -> list[int]:
 
 
 def _next_prompts(
-  waiting: list[int], requests: Sequence[Request], most: int
+  waiting: list[int], padded: Callable[[int], int], most: int
 ) -> list[int]:
   """Takes prompts that are padded to one length."""
-  length = bucket(len(requests[waiting[-1]].tokens))
+  length = padded(waiting[-1])
   taken: list[int] = []
-  while (
-    waiting
-    and len(taken) < most
-    and bucket(len(requests[waiting[-1]].tokens)) == length
-  ):
+  while waiting and len(taken) < most and padded(waiting[-1]) == length:
     taken.append(waiting.pop())
   return taken
 
 
 def _prompts(
-  requests: Sequence[Request],
-  taken: Sequence[int],
-  free: Sequence[int],
-  rows: int,
+  chosen: Sequence[Request], free: Sequence[int], rows: int, length: int
 ) -> steps.Prompts:
   """Lays prompts out, on as many rows as the program for their length has."""
-  chosen = [requests[index] for index in taken]
-  length = bucket(len(chosen[0].tokens))
-  missing = _together(chosen[0], rows) - len(taken)
+  missing = _together(length, rows) - len(chosen)
   batch = batch_lib.make_batch(
     [request.tokens for request in chosen], length=length, pad_side='left'
   )
@@ -262,7 +261,7 @@ def _prompts(
   return steps.Prompts(
     tokens_NT=tokens_NT,
     segments_NT=segments_NT,
-    rows_N=filled(free[: len(taken)], np.int32, rows),
+    rows_N=filled(free[: len(chosen)], np.int32, rows),
     left_N=filled([r.most for r in chosen], np.int32, 1),
     seeds_N=filled([r.seed for r in chosen], np.uint32, 0),
   )

@@ -142,7 +142,7 @@ def sample(
 
   A function of its arguments: a run that goes on after step s draws what an
   uninterrupted one would. Programs are compiled for `length`, the number of
-  prompts and the few lengths that prompts are padded to, so that later calls
+  prompts and at most three lengths that prompts are padded to; later calls
   compile nothing.
 
   This process draws for its own prompts from parameters that it can address. On
@@ -263,6 +263,8 @@ def _draw(
     stop_tokens=stop_tokens,
     rows=settings.rows,
     longest=length,
+    # A long program takes a minute to compile, a few pads next to nothing.
+    shortest=serve.bucket(length - settings.max_new_tokens) // 2,
   ):
     found[one.index] = one
     if progress is not None:

@@ -21,19 +21,19 @@ from tests.support import planted
 FULL = trained.Trained(parts=('full',))
 OPTIMISER = optax.adam(1e-2)
 STEPS = 30
-NEW = 8
+NEW = 4
 
 
-def names_its_number(answer, row):
-  """By chance 15 % of the answers do: the prompt's last token is one of 50."""
-  return str(row['number']) in answer.split()
+def begins_as_asked(answer, row):
+  """Wants a first token that is the row's number modulo 8: 12 % by chance."""
+  return int(answer.split()[0]) % 8 == row['number'] % 8
 
 
 SETTINGS = rollouts.Settings(
   answers=8,
   max_new_tokens=NEW,
   temperature=1.25,
-  rewards=((names_its_number, 1.0),),
+  rewards=((begins_as_asked, 1.0),),
 )
 
 
@@ -117,10 +117,15 @@ def test_answers_become_what_is_rewarded():
 
 
 def test_credit_for_other_answers_teaches_nothing():
-  def shuffled(advantages_B1, step):
-    return np.random.default_rng(step).permutation(advantages_B1)
+  def shuffled(seed):
+    def credit(advantages_B1, step):
+      return np.random.default_rng((seed, step)).permutation(advantages_B1)
 
-  assert np.mean(learn(shuffled)[-3:]) < 0.3
+    return credit
+
+  # What is drawn drifts, to what is rewarded or not: several runs say more.
+  found = [np.mean(learn(shuffled(seed))[-3:]) for seed in range(6)]
+  assert np.mean(found) < 0.3
 
 
 def test_equal_rewards_change_nothing():

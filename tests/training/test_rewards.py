@@ -37,6 +37,7 @@ def words(answer, row):
     ({'problem': 'What?', 'solution': 'So $\\boxed{\\frac{a}{b}}$.'},
      '\\frac{a}{b}'),
     ({'answer': 'We add.\nIt is \\boxed{7}.'}, '7'),
+    ({'answer': 'Not #### 3.\n#### 4'}, '4'),
     ({'answer': 204}, '204'),
     ({'answer': 0.5}, '0.5'),
     ({'answer': 0}, '0'),

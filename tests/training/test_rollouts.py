@@ -211,7 +211,7 @@ def test_later_calls_compile_nothing_and_keep_nothing(lm, caplog):
     # Other parameters and other prompts, shorter and longer ones.
     other = jax.tree.map(lambda x: x * (1 + 0.01 * step), params)
     texts = planted.texts(3, length=70, seed=step)
-    sizes = (50, 51 + 4 * step, 55)
+    sizes = (50, 51 + 4 * step, 40 - 12 * step)
     what = batches.Prompts(
       tuple(np.array(t[:n], np.int32) for t, n in zip(texts, sizes)), ({},) * 3
     )
