@@ -118,7 +118,7 @@ def _opened(
   folder: str | os.PathLike[str],
   warn: Callable[[str], Any],
 ) -> Any:
-  """Keeps others out of the folder, after finding out that it is this run's."""
+  """Keeps others out of the folder, and finds out that it is this run's."""
   config = settings_lib.to_json(plan.run)
   config['fingerprint'] = placed.fingerprint
   with contextlib.ExitStack() as stack:
@@ -126,12 +126,12 @@ def _opened(
     def open_it() -> list[str]:
       if not distributed.is_writer():
         return []
-      if run_folder.has_run(folder):
-        differs = run_folder.check(folder, config, may_differ=settings_lib.FREE)
-        stack.enter_context(run_folder.lock(folder))
-        return differs
-      run_folder.write(folder, config)
+      # Nobody locks, or makes, what is no folder of a run.
+      run_folder.has_run(folder)
       stack.enter_context(run_folder.lock(folder))
+      if run_folder.has_run(folder):
+        return run_folder.check(folder, config, may_differ=settings_lib.FREE)
+      run_folder.write(folder, config)
       return []
 
     for difference in processes.together(open_it):
@@ -167,7 +167,8 @@ class _Loop:
     # A reference is the model as it was before anything is restored.
     self.feed = feed_lib.make(plan, placed, progress)
     self.state, self.step, self.saved = placed.state, 0, None
-    self._restore()
+    self.warn = warn
+    extra = self._restore()
     self.resumed = self.step
     self.metrics = stack.enter_context(
       metrics_lib.Metrics(
@@ -193,6 +194,8 @@ class _Loop:
       out_shardings=(placed.places, jax.NamedSharding(plan.mesh, jax.P())),
     )
     self.journal = journal_lib.Journal(plan, self.metrics, tell, self.step)
+    if extra is not None:
+      self.journal.restore(extra['journal'])
 
   def run(self) -> Result:
     """Goes through the steps that are left."""
@@ -283,20 +286,25 @@ class _Loop:
     if self.saved == self.step:
       self.checkpoints.wait()
       return
-    extra = {'data': self.plan.batches.state(), 'judge': self.judge.state()}
+    extra = {
+      'data': self.plan.batches.state(),
+      'judge': self.judge.state(),
+      'journal': self.journal.state(),
+    }
     self.checkpoints.save(
       self.step, self.state, extra, metric=metric, wait=wait
     )
     self.saved = self.step
 
-  def _restore(self) -> None:
-    """Goes back to the newest checkpoint, if there is one."""
+  def _restore(self) -> dict[str, Any] | None:
+    """Goes back to the newest checkpoint; returns what was beside the state."""
     found = self.checkpoints.restore(self.state, self.placed.places)
     if found is None:
-      return
+      return None
     self.state, self.step, self.saved = found.state, found.step, found.step
     self.plan.batches.restore(found.extra['data'])
     self.judge.restore(found.extra['judge'])
+    return found.extra
 
   def _result(self, why: str) -> Result:
     """Returns the step that is chosen, measured on all sets."""
@@ -306,6 +314,11 @@ class _Loop:
         best = self.checkpoints.restore_best(self.state, self.placed.places)
         if best is not None:
           self.state, chosen = best.state, best.step
+        if chosen != self.judge.best.step:
+          self.warn(
+            f'the best step was {self.judge.best.step}, and its checkpoint is'
+            f' lost: the result is step {chosen}'
+          )
       after = self.judge.measure(self._params(), report=True)
       self._write_texts(chosen, after)
     return Result(
