@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -22,12 +21,12 @@ class Best:
 
   Attributes:
     step: steps done then.
-    loss: nats per token on task.
+    loss: nats per token on task; None before the first evaluation.
     waited: evaluations since.
   """
 
   step: int = 0
-  loss: float = math.inf
+  loss: float | None = None
   waited: int = 0
 
   def to_json(self) -> dict[str, Any]:
@@ -66,6 +65,6 @@ def updated(best: Best, step: int, loss: float, kept: bool) -> Best:
     loss: on task.
     kept: whether every limit is.
   """
-  if kept and loss < best.loss:
+  if kept and (best.loss is None or loss < best.loss):
     return Best(step=step, loss=loss)
   return dataclasses.replace(best, waited=best.waited + 1)

@@ -31,6 +31,7 @@ from me_jax.training import data as data_lib
 from me_jax.training import held_out as held_out_lib
 from me_jax.training import optimizer as optimizer_lib
 from me_jax.training import placement
+from me_jax.training import rewards as rewards_lib
 from me_jax.training import settings as settings_lib
 from me_jax.training import settings_check
 from me_jax.training import sharding as sharding_lib
@@ -137,6 +138,8 @@ def plan(run: settings_lib.Run, progress: Progress | None = None) -> Plan:
     hosts=hosts,
     host=host,
   )
+  if isinstance(run.method, settings_lib.Grpo):
+    _check_rewards(run)
   held_out = tuple(
     held_out_lib.read(one, run, tokenizer, config) for one in run.held_out
   )
@@ -250,6 +253,20 @@ def computed(
   """
   return trained_lib.merge(
     tree, frozen, run.train, jnp.dtype(run.compute.dtype)
+  )
+
+
+def _check_rewards(run: settings_lib.Run) -> None:
+  """Raises MeJaxError for a row that the rewards cannot judge."""
+  records = [
+    record
+    for source in run.data.mix.sources
+    for record in data_lib.rows_of(source, run.method.kind)
+  ]
+  rewards_lib.check_rows(
+    run.method.sampling.rewards,
+    [record.row for record in records],
+    [record.where for record in records],
   )
 
 
