@@ -105,7 +105,9 @@ def _read(text: str, hint: Any, path: str) -> Any:
     value = text
     if {'true': True, 'false': False}.get(text.lower()) is not None:
       value = text.lower() == 'true'
-  for candidate in (value, text):
+  # What is a list is no string, nor a list of strings with brackets in them.
+  listed = isinstance(value, list | tuple)
+  for candidate in (value,) if listed else (value, text):
     fits, found = _fit(candidate, hint)
     if fits:
       return found
