@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -55,11 +56,14 @@ def exceeded(
   start: Mapping[str, float],
   now: Mapping[str, float],
 ) -> tuple[str, ...]:
-  """Returns the names of sets whose loss has risen beyond their limit."""
+  """Returns the names of sets whose loss has risen beyond their limit.
+
+  One that is no number has.
+  """
   return tuple(
     s.name
     for s in sets
-    if not s.report and now[s.name] > start[s.name] + s.limit
+    if not s.report and not now[s.name] <= start[s.name] + s.limit
   )
 
 
@@ -69,9 +73,10 @@ def updated(best: Best, step: int, loss: float, kept: bool) -> Best:
   Args:
     best: before.
     step: steps done.
-    loss: on task.
+    loss: on task; one that is not finite is no better than any.
     kept: whether every limit is.
   """
-  if kept and (best.loss is None or loss < best.loss):
+  better = best.loss is None or loss < best.loss
+  if kept and better and math.isfinite(loss):
     return Best(step=step, loss=loss)
   return dataclasses.replace(best, waited=best.waited + 1)

@@ -58,9 +58,11 @@ class Journal:
     self._metrics, self._tell = metrics, tell
     self._rate = optimizer_lib.schedule(plan.run.optim, plan.run.steps)
     self._peak = flops.peak(plan.mesh.devices.flat[0])
+    # A pair is two rows.
+    texts = 2 if plan.run.method.kind == 'pairs' else 1
     self._needed = flops.of_step(
       plan.config,
-      settings_lib.rows(plan.run) * plan.length,
+      texts * settings_lib.rows(plan.run) * plan.length,
       plan.length,
       full='full' in plan.run.train.parts,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Sequence
 import dataclasses
+import math
 import types
 import typing
 from typing import Any
@@ -55,10 +56,14 @@ def _changed(
   if not steps:
     return _read(text, hint, path)
   first, rest = steps[0], steps[1:]
-  if isinstance(value, tuple) and first.isdecimal():
+  if isinstance(value, tuple):
+    if not first.isdecimal() or int(first) >= len(value):
+      raise errors.MeJaxError(
+        f'--set {path}: {first!r} must be the place of one of {len(value)},'
+        ' counted from 0.'
+      )
     index = int(first)
-    if index >= len(value):
-      raise errors.MeJaxError(f'--set {path}: there are only {len(value)}.')
+    _check_names_a_field(value[index], rest, path)
     inner = _changed(value[index], rest, text, path, type(value[index]))
     return (*value[:index], inner, *value[index + 1 :])
   if not dataclasses.is_dataclass(value):
@@ -69,17 +74,26 @@ def _changed(
   if first not in names:
     raise errors.MeJaxError(
       f'--set {path}: {type(value).__name__} has no field {first!r}'
-      f'{errors.nearest(first, names)}; it has {", ".join(names)}.'
+      f'{errors.nearest(first, names)}; it has {", ".join(names) or "none"}.'
     )
   inner_hint = typing.get_type_hints(type(value))[first]
   inner = getattr(value, first)
-  if dataclasses.is_dataclass(inner) and not rest:
-    raise errors.MeJaxError(
-      f'--set {path}: name one of its fields, such as'
-      f' {path}.{dataclasses.fields(inner)[0].name}.'
-    )
+  _check_names_a_field(inner, rest, path)
   return dataclasses.replace(
     value, **{first: _changed(inner, rest, text, path, inner_hint)}
+  )
+
+
+def _check_names_a_field(value: Any, rest: Sequence[str], path: str) -> None:
+  """Raises MeJaxError where a path ends at what holds fields of its own."""
+  if rest or not dataclasses.is_dataclass(value):
+    return
+  names = [field.name for field in dataclasses.fields(value)]
+  raise errors.MeJaxError(
+    f'--set {path}: name one of its fields, such as {path}.{names[0]}.'
+    if names
+    else f'--set {path}: {type(value).__name__} has no fields; another one'
+    ' takes a configuration.'
   )
 
 
@@ -87,11 +101,13 @@ def _read(text: str, hint: Any, path: str) -> Any:
   """Returns the value that a text stands for."""
   try:
     value = ast.literal_eval(text)
-  except (SyntaxError, ValueError, MemoryError, RecursionError):
+  except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
     value = text
     if {'true': True, 'false': False}.get(text.lower()) is not None:
       value = text.lower() == 'true'
-  for candidate in (value, text):
+  # What is a list is no string, nor a list of strings with brackets in them.
+  listed = isinstance(value, list | tuple)
+  for candidate in (value,) if listed else (value, text):
     fits, found = _fit(candidate, hint)
     if fits:
       return found
@@ -111,6 +127,9 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
     return False, None
   if hint is Any or hint is None:
     return hint is Any or value is None, value
+  if origin is Sequence:
+    # Of one length or another; kept as a tuple, which cannot be changed.
+    origin, arguments = tuple, (*arguments, Ellipsis)
   if origin is tuple:
     if isinstance(value, str) and arguments[0] is str:
       value = tuple(filter(None, (part.strip() for part in value.split(','))))
@@ -126,10 +145,14 @@ def _fit(value: Any, hint: Any) -> tuple[bool, Any]:
     fitted = [_fit(item, kind) for item, kind in zip(value, kinds)]
     return all(fits for fits, _ in fitted), tuple(item for _, item in fitted)
   if hint is float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(value, str) and value in ('inf', 'infinity'):
-      return True, float('inf')
-    return number, float(value) if number else None
+      return True, math.inf
+    if isinstance(value, bool) or not isinstance(value, int | float):
+      return False, None
+    try:
+      return True, float(value)
+    except OverflowError:  # Whole numbers know no end.
+      return False, None
   if hint in (bool, int):
     return type(value) is hint, value
   return isinstance(hint, type) and isinstance(value, hint), value
@@ -140,8 +163,9 @@ def _spell(hint: Any) -> str:
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
   if origin in (typing.Union, types.UnionType):
     return ' or '.join(_spell(argument) for argument in arguments)
-  if origin is tuple:
-    return f'a list of {_spell(arguments[0])}, such as (1, 2)'
+  if origin in (tuple, Sequence):
+    inside = f'a list of {_spell(arguments[0])}'
+    return f'{inside}, such as (1, 2)' if int in arguments else inside
   names = {
     float: 'a number', int: 'a whole number', bool: 'true or false',
     str: 'a string', type(None): 'None',

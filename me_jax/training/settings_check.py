@@ -33,6 +33,7 @@ def check(run: settings_lib.Run) -> None:
   _among('compute.remat', run.compute.remat, decoder.REMAT_POLICIES)
   _among('data.answers', run.data.answers, examples.ANSWERS)
   for name, value, low, high in (
+    ('epochs', run.epochs, 0, math.inf),
     ('optim.lr', run.optim.lr, 0, math.inf),
     ('optim.warmup', run.optim.warmup, 0, 1),
     ('optim.end', run.optim.end, 0, 1.001),
@@ -98,6 +99,11 @@ def _check_held_out(run: settings_lib.Run) -> None:
   for one in run.held_out:
     _among(f'the kind of {one.name}', one.kind, ('texts', 'pairs'))
     _among(f'answers of {one.name}', one.answers, examples.ANSWERS)
+    # The start must keep every limit, so that there is a step to choose.
+    if not one.limit >= 0:
+      raise errors.MeJaxError(
+        f'the limit of {one.name} is {one.limit:g}, must be 0 or more.'
+      )
   steers = run.evaluation.choose or run.evaluation.patience
   if steers and not any(one.on_task and not one.report for one in run.held_out):
     raise errors.MeJaxError(
