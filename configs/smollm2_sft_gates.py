@@ -1,6 +1,6 @@
 """Gates after the emergence span, on GSM8K chats: 10,368 numbers are trained.
 
-  me-jax train --config=configs/smollm2_sft_gates.py --data=DIR
+me-jax train --config=configs/smollm2_sft_gates.py --data=DIR
 """
 
 from __future__ import annotations

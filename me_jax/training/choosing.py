@@ -31,8 +31,15 @@ class Best:
   waited: int = 0
 
   def to_json(self) -> dict[str, Any]:
-    """Returns it as JSON types."""
-    return dataclasses.asdict(self)
+    """Returns it as JSON types, which have no infinity."""
+    found = dataclasses.asdict(self)
+    return found | {'loss': None if self.loss == math.inf else self.loss}
+
+  @classmethod
+  def from_json(cls, content: Mapping[str, Any]) -> Best:
+    """Returns what `to_json` was called on."""
+    loss = content['loss']
+    return cls(**{**content, 'loss': math.inf if loss is None else loss})
 
 
 def loss(

@@ -29,8 +29,10 @@ from me_jax.models import params as params_lib
 from me_jax.training import batches as batches_lib
 from me_jax.training import data as data_lib
 from me_jax.training import held_out as held_out_lib
+from me_jax.training import model_check
 from me_jax.training import optimizer as optimizer_lib
 from me_jax.training import placement
+from me_jax.training import rewards as rewards_lib
 from me_jax.training import settings as settings_lib
 from me_jax.training import settings_check
 from me_jax.training import sharding as sharding_lib
@@ -105,6 +107,8 @@ def plan(run: settings_lib.Run, progress: Progress | None = None) -> Plan:
   settings_check.check(run)
   checkpoint = load_lib.open_checkpoint(run.model)
   config = checkpoint.config
+  checkpoint.check()
+  model_check.check(run, config)
   mesh = sharding_lib.mesh(**dataclasses.asdict(run.mesh))
   length = run.data.length
   if isinstance(run.method, settings_lib.Grpo):
@@ -137,6 +141,8 @@ def plan(run: settings_lib.Run, progress: Progress | None = None) -> Plan:
     hosts=hosts,
     host=host,
   )
+  if isinstance(run.method, settings_lib.Grpo):
+    _check_prompts(run)
   held_out = tuple(
     held_out_lib.read(one, run, tokenizer, config) for one in run.held_out
   )
@@ -251,6 +257,17 @@ def computed(
   return trained_lib.merge(
     tree, frozen, run.train, jnp.dtype(run.compute.dtype)
   )
+
+
+def _check_prompts(run: settings_lib.Run) -> None:
+  """Raises MeJaxError for prompts whose answers could not be judged."""
+  for source in run.data.mix.sources:
+    records = data_lib.rows_of(source, run.method.kind)
+    rewards_lib.check_rows(
+      run.method.sampling.rewards,
+      [record.row for record in records],
+      [record.where for record in records],
+    )
 
 
 def _needs_report(run: settings_lib.Run) -> bool:
