@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 import dataclasses
-import math
 from typing import Any
 
 import numpy as np
@@ -22,24 +21,17 @@ class Best:
 
   Attributes:
     step: steps done then.
-    loss: nats per token on task.
+    loss: nats per token on task; None before the first evaluation.
     waited: evaluations since.
   """
 
   step: int = 0
-  loss: float = math.inf
+  loss: float | None = None
   waited: int = 0
 
   def to_json(self) -> dict[str, Any]:
-    """Returns it as JSON types, which have no infinity."""
-    found = dataclasses.asdict(self)
-    return found | {'loss': None if self.loss == math.inf else self.loss}
-
-  @classmethod
-  def from_json(cls, content: Mapping[str, Any]) -> Best:
-    """Returns what `to_json` was called on."""
-    loss = content['loss']
-    return cls(**{**content, 'loss': math.inf if loss is None else loss})
+    """Returns it as JSON types."""
+    return dataclasses.asdict(self)
 
 
 def loss(
@@ -73,6 +65,6 @@ def updated(best: Best, step: int, loss: float, kept: bool) -> Best:
     loss: on task.
     kept: whether every limit is.
   """
-  if kept and loss < best.loss:
+  if kept and (best.loss is None or loss < best.loss):
     return Best(step=step, loss=loss)
   return dataclasses.replace(best, waited=best.waited + 1)

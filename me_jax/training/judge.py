@@ -120,7 +120,7 @@ class Judge:
 
   def restore(self, state: dict[str, Any]) -> None:
     """Goes on from `state`."""
-    self.best = choosing.Best.from_json(state['best'])
+    self.best = choosing.Best(**state['best'])
     self.before = {
       name: held_out_lib.from_json(content)
       for name, content in state['before'].items()

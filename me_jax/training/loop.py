@@ -5,6 +5,7 @@ All that is written goes to one folder:
   run.json        the settings, compared when the run is resumed
   metrics.jsonl   what was measured, a line each
   checkpoints/    the newest ones and the best one
+  held_out.json   what each held-out text lost at the start and lost at the end
 
 Started again with the same settings it goes on after the newest checkpoint, and
 every number is the one that an uninterrupted run would have had.
@@ -16,11 +17,13 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import os
+import pathlib
 from typing import Any
 
 import jax
 
 from me_jax import errors
+from me_jax import files
 from me_jax.analysis import monitor as monitor_lib
 from me_jax.checkpoints import load as load_lib
 from me_jax.checkpoints import processes
@@ -28,6 +31,7 @@ from me_jax.mitigation import gates as gates_lib
 from me_jax.training import checkpoints as checkpoints_lib
 from me_jax.training import distributed
 from me_jax.training import feed as feed_lib
+from me_jax.training import held_out as held_out_lib
 from me_jax.training import journal as journal_lib
 from me_jax.training import judge as judge_lib
 from me_jax.training import metrics as metrics_lib
@@ -41,7 +45,7 @@ from me_jax.training import step as step_lib
 from me_jax.training import stopping
 
 FINISHED, PATIENCE = 'finished', 'patience'
-CHECKPOINTS = 'checkpoints'
+CHECKPOINTS, HELD_OUT = 'checkpoints', 'held_out.json'
 _FINGERPRINT = 'fingerprint'
 
 
@@ -172,10 +176,11 @@ class _Loop:
   ):
     """Prepares everything, and goes back to the newest checkpoint."""
     self.plan, self.placed, self.settings = plan, placed, plan.run
+    self.folder = pathlib.Path(folder)
     settings = self.settings
     self.checkpoints = stack.enter_context(
       checkpoints_lib.Checkpoints(
-        os.path.join(os.fspath(folder), CHECKPOINTS),
+        self.folder / CHECKPOINTS,
         keep=settings.checkpoint.keep,
         warn=warn,
       )
@@ -324,6 +329,7 @@ class _Loop:
         if best is not None:
           self.state, chosen = best.state, best.step
       after = self.judge.measure(self._params(), report=True)
+      self._write_texts(chosen, after)
     return Result(
       step=self.step,
       resumed=self.resumed,
@@ -333,3 +339,16 @@ class _Loop:
       before=self.judge.before,
       after=after,
     )
+
+  def _write_texts(self, chosen: int, after: judge_lib.Measured) -> None:
+    """Writes every text's loss, so that two runs can be compared in pairs."""
+    if not after or not distributed.is_writer():
+      return
+    sets = {
+      name: {
+        'before': held_out_lib.to_json(self.judge.before[name]),
+        'after': held_out_lib.to_json(texts),
+      }
+      for name, texts in after.items()
+    }
+    files.write_json(self.folder / HELD_OUT, {'step': chosen, 'sets': sets})

@@ -142,7 +142,7 @@ def plan(run: settings_lib.Run, progress: Progress | None = None) -> Plan:
     host=host,
   )
   if isinstance(run.method, settings_lib.Grpo):
-    _check_prompts(run)
+    _check_rewards(run)
   held_out = tuple(
     held_out_lib.read(one, run, tokenizer, config) for one in run.held_out
   )
@@ -259,15 +259,18 @@ def computed(
   )
 
 
-def _check_prompts(run: settings_lib.Run) -> None:
-  """Raises MeJaxError for prompts whose answers could not be judged."""
-  for source in run.data.mix.sources:
-    records = data_lib.rows_of(source, run.method.kind)
-    rewards_lib.check_rows(
-      run.method.sampling.rewards,
-      [record.row for record in records],
-      [record.where for record in records],
-    )
+def _check_rewards(run: settings_lib.Run) -> None:
+  """Raises MeJaxError for a row that the rewards cannot judge."""
+  records = [
+    record
+    for source in run.data.mix.sources
+    for record in data_lib.rows_of(source, run.method.kind)
+  ]
+  rewards_lib.check_rows(
+    run.method.sampling.rewards,
+    [record.row for record in records],
+    [record.where for record in records],
+  )
 
 
 def _needs_report(run: settings_lib.Run) -> bool:

@@ -27,8 +27,8 @@ Weighted = Sequence[tuple[str | Reward, float]]
 
 # What may stand behind a box: the end of its formula, of its emphasis, or of
 # its sentence.
-_AFTER_A_BOX = re.compile(r'[\s.$*]*(\\[\])])?[\s.$*]*')
-_MARKED = re.compile(r'####[ \t]*-?\$?[ \t]*\d[\d,]*(\.\d+)?[%.]?\s*\Z')
+_AFTER_A_BOX = re.compile(r'(?:[\s.$*%]|\\[\])%]|\\end\{\w+\*?\})*')
+_MARKED = re.compile(r'####[ \t]*(-?\$?[ \t]*\d[\d,]*(?:\.\d+)?[%.]?)\s*\Z')
 
 
 class Judged(NamedTuple):
@@ -62,13 +62,17 @@ class _Rule:
 def maths(answer: str, row: Any) -> float:
   """Says 1 if the final answer is mathematically the row's, else 0.
 
-  It is graded as in `me-jax evaluate` (math-verify), in a process of its own
-  that an answer may bring to hang or crash. Such an answer is wrong.
+  It is graded as in `me-jax evaluate` (math-verify), but that of an answer which
+  ends in `#### n` only n counts; and in a process of its own that an answer may
+  bring to hang or crash. Such an answer is wrong.
 
   Args:
     answer: all that the model said.
     row: see `gold`.
   """
+  marked = _MARKED.search(answer)
+  if marked:
+    answer = marked[1]
   return float(grader.shared().is_right(answer, gold(row) or ''))
 
 

@@ -273,7 +273,7 @@ class Run:
   seed: int = 0
   held_out: tuple[HeldOut, ...] = ()
   evaluation: Evaluation = Evaluation()
-  monitor_every: int = 50
+  monitor_every: int = 20
   checkpoint: Checkpoint = Checkpoint()
   compute: Compute = Compute()
   mesh: Mesh = Mesh()
