@@ -46,6 +46,7 @@ from me_jax.training import stopping
 
 FINISHED, PATIENCE = 'finished', 'patience'
 CHECKPOINTS, HELD_OUT = 'checkpoints', 'held_out.json'
+_FINGERPRINT = 'fingerprint'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,27 @@ def train(
     return _Loop(plan, placed, folder, stack, tell, progress, warn).run()
 
 
+def check(plan: prepare_lib.Plan, folder: str | os.PathLike[str]) -> None:
+  """Finds out whether a folder can be a run's before its weights are read.
+
+  Args:
+    plan: from `prepare.plan`.
+    folder: of the run.
+
+  Raises:
+    MeJaxError: it holds another run, or something else.
+  """
+
+  def look() -> None:
+    if distributed.is_writer() and run_folder.has_run(folder):
+      config = settings_lib.to_json(plan.run)
+      # Of the weights, which `train` compares.
+      may_differ = (*settings_lib.FREE, _FINGERPRINT)
+      run_folder.check(folder, config, may_differ=may_differ)
+
+  processes.together(look)
+
+
 @contextlib.contextmanager
 def _opened(
   plan: prepare_lib.Plan,
@@ -120,7 +142,7 @@ def _opened(
 ) -> Any:
   """Keeps others out of the folder, and finds out that it is this run's."""
   config = settings_lib.to_json(plan.run)
-  config['fingerprint'] = placed.fingerprint
+  config[_FINGERPRINT] = placed.fingerprint
   with contextlib.ExitStack() as stack:
 
     def open_it() -> list[str]:
