@@ -31,15 +31,8 @@ class Best:
   waited: int = 0
 
   def to_json(self) -> dict[str, Any]:
-    """Returns it as JSON types, which do not have infinity."""
-    content = dataclasses.asdict(self)
-    return content if math.isfinite(self.loss) else content | {'loss': None}
-
-
-def from_json(content: dict[str, Any]) -> Best:
-  """Returns what `Best.to_json` was given."""
-  loss = content['loss']
-  return Best(**content | {'loss': math.inf if loss is None else loss})
+    """Returns it as JSON types."""
+    return dataclasses.asdict(self)
 
 
 def loss(

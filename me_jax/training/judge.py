@@ -80,6 +80,13 @@ class Judge:
         'loss': found.value, 'low': found.low, 'high': found.high,
         'tokens': int(texts.tokens_N.sum()), 'texts': len(texts.tokens_N),
       }  # fmt: skip
+      if step:
+        change = held_out_lib.change(self.before[name], texts)
+        sets[name] |= {
+          'change': change.value,
+          'change_low': change.low,
+          'change_high': change.high,
+        }
       if texts.rejected_N is not None:
         sets[name]['correct'] = held_out_lib.correct(self.before[name], texts)
     if sets:
@@ -134,7 +141,7 @@ class Judge:
         ' cannot be compared with those of now. Bring them back, or name another'
         ' folder.'
       )
-    self.best = choosing.from_json(state['best'])
+    self.best = choosing.Best(**state['best'])
     self.before = {
       name: held_out_lib.from_json(content)
       for name, content in state['before'].items()

@@ -189,7 +189,7 @@ class _Loop:
     # A reference is the model as it was before anything is restored.
     self.feed = feed_lib.make(plan, placed, progress)
     self.state, self.step, self.saved = placed.state, 0, None
-    self.warn = warn
+    self.warn, self.progress = warn, progress
     extra = self._restore()
     self.resumed = self.step
     self.metrics = stack.enter_context(
@@ -215,6 +215,7 @@ class _Loop:
       donate_argnums=0,
       out_shardings=(placed.places, jax.NamedSharding(plan.mesh, jax.P())),
     )
+    self.compiled: Any = None
     self.journal = journal_lib.Journal(plan, self.metrics, tell, self.step)
     if extra is not None:
       self.journal.restore(extra['journal'])
@@ -251,7 +252,7 @@ class _Loop:
     """Takes a step, and does what is due after it."""
     settings = self.settings
     fed = self.feed(self.state, self.step)
-    self.state, means = self.update(self.state, self.placed.frozen, fed.batch)
+    self.state, means = self._updated(fed)
     self.step += 1
     means = {name: float(value) for name, value in means.items()}
     if not means.pop('finite'):
@@ -273,6 +274,17 @@ class _Loop:
     if self._due(settings.checkpoint.every) and self._between_batches():
       self._save()
     self.journal.go_on(since)
+
+  def _updated(self, fed: feed_lib.Fed) -> tuple[Any, dict[str, Any]]:
+    """Takes a step with a batch, by a program that the first one compiles."""
+    operands = (self.state, self.placed.frozen, fed.batch)
+    if self.compiled is None:
+      since = self.journal.pause()
+      self.progress('compiling', 0, 1)
+      self.compiled = self.update.lower(*operands).compile()
+      self.progress('compiling', 1, 1)
+      self.journal.go_on(since)
+    return self.compiled(*operands)
 
   def _due(self, every: int) -> bool:
     return bool(every) and self.step % every == 0
