@@ -225,6 +225,35 @@ def generating(table: table_lib.Table, folder: str, cache: pathlib.Path):
           f'{ours:.3g} {unit}', f'{bound:.3g} {unit}', ours / bound, '')  # fmt: skip
 
 
+def training(table: table_lib.Table, folder: str, cache: pathlib.Path):
+  """Compares a step of fine-tuning, 4 x 512 tokens, and its parts."""
+  sides = (
+    ('jax_train', folder, 'full'),
+    ('torch_train', folder),
+    ('jax_train', folder, 'gates'),
+  )
+  rounds = [[work(cache, *side) for side in sides] for _ in range(3)]
+  rates, peaks = (
+    np.array([[side[name] for side in r] for r in rounds])
+    for name in ('rate', 'peak')
+  )
+  (ours, theirs, gates), (peak, other, _) = (
+    np.median(found, axis=0) for found in (rates, peaks)
+  )
+  row(table, 'a step of fine-tuning, all parameters', f'{ours:.0f} tok/s',
+      f'{theirs:.0f} tok/s', np.median(rates[:, 0] / rates[:, 1]),
+      '>= 1.1')  # fmt: skip
+  row(table, 'the same, peak memory', f'{peak:.0f} MB', f'{other:.0f} MB',
+      np.median(peaks[:, 0] / peaks[:, 1]), '<= 0.80')  # fmt: skip
+  row(table, 'a step of gates, time of one of all parameters',
+      f'{gates:.0f} tok/s', '', np.median(rates[:, 0] / rates[:, 2]),
+      '<= 0.75')  # fmt: skip
+  few, many = work(cache, 'loss_memory', folder).values()
+  row(table, 'loss and gradient, temporary memory, 131,072 against 8,192 words',
+      f'{many / 1e6:.2f} MB', f'{few / 1e6:.2f} MB', many / few,
+      '<= 1.01')  # fmt: skip
+
+
 def row(table, what: str, ours: str, other: str, ratio: float, bar: str):
   """Adds one line, marked where it misses its bar; '' is no bar."""
   sign, bound = bar.split() if bar else ('>=', '0')
@@ -234,7 +263,8 @@ def row(table, what: str, ours: str, other: str, ratio: float, bar: str):
 
 
 SECTIONS = (
-  whole_process, loading, forward, statistics, diagnosing, mitigating, generating
+  whole_process, loading, forward, statistics, diagnosing, mitigating,
+  generating, training,
 )  # fmt: skip
 
 

@@ -165,11 +165,13 @@ if __name__ == '__main__':
   from benchmarks import generate_workers
   from benchmarks import load_workers
   from benchmarks import mitigate_workers
+  from benchmarks import train_workers
 
   workers = (
     model_folder, jax_forward, torch_forward, overhead, depth,
     *load_workers.WORKERS, *diagnose_workers.WORKERS,
     *mitigate_workers.WORKERS, *generate_workers.WORKERS,
+    *train_workers.WORKERS,
   )  # fmt: skip
   chosen = {worker.__name__: worker for worker in workers}[sys.argv[1]]
   print(json.dumps(chosen(*sys.argv[2:])))

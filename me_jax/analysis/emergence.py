@@ -24,6 +24,7 @@ import numpy as np
 
 from me_jax import __version__
 from me_jax import errors
+from me_jax.analysis import host
 from me_jax.analysis import massive_tokens
 from me_jax.analysis import me_report
 from me_jax.analysis import residual
@@ -295,7 +296,7 @@ def _neurons(
       trace.mid_LKD[layer],
       trace.token.plateau_XD[: trace.mid_LKD.shape[1]],
     )
-    share_F = np.asarray(share_XF).mean(axis=0)
+    share_F = np.asarray(host.readable(share_XF)).mean(axis=0)
     order = np.argsort(-share_F)[:_MOST_NEURONS]
     reached = np.cumsum(share_F[order]) >= SPAN_SHARE * ffn_L[layer]
     count = int(reached.argmax()) + 1 if reached.any() else len(order)

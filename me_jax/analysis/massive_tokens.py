@@ -18,6 +18,7 @@ import jax
 import numpy as np
 
 from me_jax import errors
+from me_jax.analysis import host
 from me_jax.analysis import passes
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
@@ -38,7 +39,8 @@ class Look:
   Attributes:
     piece: its rows.
     spans: where the texts stand.
-    seen: what was measured, on the device, by name.
+    seen: what was measured, by name; on the device, or of several processes on
+      the host.
     chosen_BC: positions of the chosen tokens: the first P of a row are its
       texts' own, massive where there is one and first in the text where not;
       the others are controls.
@@ -110,7 +112,8 @@ def look(
     given = {'positions': chosen_BC, 'members': members_BPT}
     if operands is not None:
       given |= operands(piece, chosen_BC)
-    return chosen_BC, measure(model, params, *piece, given)
+    seen = measure(model, params, *piece, given)
+    return chosen_BC, host.readable(seen)
 
   first_X = np.zeros_like(start_X)
   chosen_BC, seen = run(first_X)

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from me_jax.analysis import host
 from me_jax.analysis import massive_tokens
 from me_jax.analysis import passes
 from me_jax.analysis import residual
@@ -171,16 +172,15 @@ def _measure_texts(
   groups_GBC[_MASSIVE, row_X, slot_X] = look.massive_X
   groups_GBC[_CONTROL, *control_at] = 1
   tokens_BT = look.piece.tokens_BT
-  found = jax.device_get(
-    attribute(
-      model,
-      params,
-      np.take_along_axis(tokens_BT, look.chosen_BC, axis=1),
-      look.seen,
-      allowed_LBC,
-      groups_GBC,
-    )
+  found = attribute(
+    model,
+    params,
+    np.take_along_axis(tokens_BT, look.chosen_BC, axis=1),
+    look.seen,
+    allowed_LBC,
+    groups_GBC,
   )
+  found = jax.device_get(host.readable(found))
   norm_ZBT = np.asarray(look.seen['norm'])
   # Whole states are by far the largest thing here, and a few dozen texts say
   # enough about the neurons.

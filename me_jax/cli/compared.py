@@ -12,6 +12,7 @@ from me_jax.cli import flags as flags_lib
 from me_jax.cli import session
 
 WEMASK, _NONE = 'wemask', 'none'
+_ORBAX = 'orbax'
 STOCK, MITIGATED = 'stock', 'mitigated'
 
 
@@ -40,8 +41,8 @@ def define(flags: absl_flags.FlagValues) -> None:
     'mitigation',
     None,
     'a mitigated model to set beside --model: the folder orbax or baked that'
-    " 'me-jax mitigate' has written; or wemask for the paper's mask, without"
-    ' training: half of the channels at the first token, in all layers after the'
+    " 'me-jax mitigate' or 'me-jax train' has written; or wemask for the paper's"
+    ' mask, without training: half of the channels at the first token, in all layers after the'
     ' ME Layer; or none.',
     flag_values=flags,
   )
@@ -61,12 +62,13 @@ def load(flags: Any, progress: session.Progress) -> Models:
   checkpoint = load_lib.open_checkpoint(flags.model)
   other = None
   if flags.mitigation and flags.mitigation != WEMASK:
-    written = os.path.join(flags.mitigation, 'orbax')
-    if os.path.isdir(written):
-      raise errors.MeJaxError(
-        f'--mitigation={flags.mitigation} holds what mitigate has written: name'
-        f' the model in it, --mitigation={written}.'
-      )
+    for verb, place in (('mitigate', _ORBAX), ('train', f'model/{_ORBAX}')):
+      written = os.path.join(flags.mitigation, place)
+      if os.path.isdir(written):
+        raise errors.MeJaxError(
+          f'--mitigation={flags.mitigation} holds what {verb} has written: name'
+          f' the model in it, --mitigation={written}.'
+        )
     other = load_lib.open_checkpoint(flags.mitigation)
     if other.config.vocab_size != checkpoint.config.vocab_size:
       raise errors.MeJaxError(

@@ -108,11 +108,15 @@ def parse(
 
 def command_line(verb: str, flags: absl_flags.FlagValues) -> str:
   """Returns what a shell would be told to run a verb with these flags again."""
-  given = [
-    f'--{name}={_spell(flags[name].value)}'
-    for name in flags
-    if flags[name].value != flags[name].default
-  ]
+  given = []
+  for name in flags:
+    flag = flags[name]
+    if flag.value == flag.default:
+      continue
+    # A flag that may be given again is, a value each.
+    many = isinstance(flag, absl_flags.MultiFlag)
+    values = flag.value if many else [_spell(flag.value)]
+    given += [f'--{name}={value}' for value in values]
   return shlex.join(['me-jax', verb, *given])
 
 

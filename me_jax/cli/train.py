@@ -49,12 +49,13 @@ def run(flags: absl_flags.FlagValues) -> int:
   from me_jax.training import prepare
   from me_jax.training import run_folder
 
-  targets = _targets(out, forms)
+  _check_forms(forms)
   run_folder.has_run(out)
+  targets = _targets(out, forms)
   session.keep_compiled()
   with session.progress(show=distributed.is_writer()) as progress:
     plan = prepare.plan(settings, progress.step)
-    _check_forms(plan, forms)
+    loop.check(plan, out)
     placed = prepare.place(plan, progress.step)
     from me_jax.cli import train_table
 
@@ -127,8 +128,8 @@ def _targets(out: str, forms: tuple[str, ...]) -> dict[str, str]:
   }
 
 
-def _check_forms(plan: Any, forms: tuple[str, ...]) -> None:
-  """Raises MeJaxError for forms that this run cannot be written in."""
+def _check_forms(forms: tuple[str, ...]) -> None:
+  """Raises MeJaxError for forms that several processes cannot write."""
   import jax
 
   if jax.process_count() > 1 and set(forms) - {'orbax'}:

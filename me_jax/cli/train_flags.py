@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 import dataclasses
 from importlib import resources
-import importlib.util
 import os
+import sys
+import types
 from typing import Any
 
 from absl import flags as absl_flags
@@ -16,6 +17,7 @@ from me_jax import errors
 FORMS = ('orbax', 'hf', 'baked')
 _OUT = 'train'
 _FUNCTION = 'config'
+_MODULE = 'me_jax_run_config'
 _AXES = ('data', 'fsdp', 'tensor', 'sequence')
 _SAMPLES = 'samples'
 
@@ -192,14 +194,18 @@ def _function(path: str) -> Callable[[str | None], Any]:
     raise errors.MeJaxError(f'--config={path}: no such file.')
   if not path.endswith('.py'):
     raise errors.MeJaxError(f'--config={path}: must be a Python file.')
-  spec = importlib.util.spec_from_file_location('me_jax_run_config', path)
-  module = importlib.util.module_from_spec(spec)
+  module = types.ModuleType(_MODULE)
+  module.__file__ = path
+  # Where dataclasses look for the module that they are in.
+  sys.modules[_MODULE] = module
   try:
-    spec.loader.exec_module(module)
+    with open(path, 'rb') as file:
+      # Not an import, which would leave bytecode beside the user's file.
+      exec(compile(file.read(), path, 'exec'), module.__dict__)
   except errors.MeJaxError:
     raise
   # A user's file may raise anything.
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise errors.MeJaxError(
       f'{path} cannot be run ({type(error).__name__}: {error}).'
     ) from error
@@ -216,7 +222,7 @@ def _called(
     return make(data)
   except errors.MeJaxError:
     raise
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     raise errors.MeJaxError(
       f'{path}: {_FUNCTION}(data) raises {type(error).__name__}: {error}.'
     ) from error

@@ -110,8 +110,12 @@ def headline(plan: prepare.Plan, result: loop.Result) -> str:
     said += ', ended early because nothing got better'
   if plan.run.evaluation.choose:
     said += f'; step {result.chosen} is the best that keeps the limits'
+  # What chose the step has said so already, and flatters it.
+  final = any(one.settings.report for one in plan.held_out)
   changes = [
-    f'{one.name} {one.change.value:+.3f}' for one in compared(plan, result)
+    f'{one.name} {one.change.value:+.3f}'
+    for one, held_out in zip(compared(plan, result), plan.held_out)
+    if held_out.settings.report or not final
   ]
   if changes:
     said += f'. Loss on held-out texts: {", ".join(changes)} nats per token'

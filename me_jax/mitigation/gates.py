@@ -97,6 +97,17 @@ class Start(NamedTuple):
   params: decoder.Params
 
 
+def check(settings: Gates) -> None:
+  """Raises MeJaxError for an interval that gates cannot have."""
+  if not 0 <= settings.low < settings.high < np.inf or not (
+    settings.low <= 1 <= settings.high
+  ):
+    raise errors.MeJaxError(
+      f'gates between {settings.low} and {settings.high}: must be from 0 on, and'
+      ' have 1, which changes nothing, inside'
+    )
+
+
 def start(
   model: decoder.Decoder,
   params: decoder.Params,
@@ -117,13 +128,7 @@ def start(
     MeJaxError: settings are impossible or need a report, the parameters mask
       other tokens, or their mask is outside of the interval.
   """
-  if not 0 <= settings.low < settings.high < np.inf or not (
-    settings.low <= 1 <= settings.high
-  ):
-    raise errors.MeJaxError(
-      f'gates between {settings.low} and {settings.high}: must be from 0 on, and'
-      ' have 1, which changes nothing, inside'
-    )
+  check(settings)
   layers = chosen_layers(model, settings.layers, report)
   params = _marked(model, params, settings.tokens)
   raw_GD = np.asarray(params['layers'][sink.SCALE], np.float32)[list(layers)]

@@ -11,6 +11,7 @@ half the rotated dims.
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
 
 import flax.linen as nn
 import jax
@@ -232,14 +233,12 @@ class Attention(nn.Module):
       # neither is computed.
       return jnp.repeat(v_BKSH.swapaxes(1, 2), heads // kv_heads, axis=2)
     starts = chunk_starts(time, self.chunk)
-    outs, measured = [], {}
-    for start in starts:
-      stop = min(start + starts.step, time)
-      keys = k_BKSH.shape[2] if all_keys else stop
+
+    def weigh(start: int, stop: int) -> tuple[jax.Array, jax.Array]:
       scores_BKGQS = jnp.einsum(
         'BQKGH,BKSH->BKGQS',
         q_BTKGH[:, start:stop],
-        k_BKSH[:, :, :keys],
+        k_BKSH[:, :, : keys(stop)],
         preferred_element_type=jnp.float32,
       )
       if config.attn_logit_softcapping:
@@ -249,15 +248,39 @@ class Attention(nn.Module):
       scores_BKGQS = jnp.where(mask_BQS[:, None, None], scores_BKGQS, _MASKED)
       peak_BKGQ1 = jnp.max(scores_BKGQS, axis=-1, keepdims=True)
       probs_BKGQS = jnp.exp(scores_BKGQS - jax.lax.stop_gradient(peak_BKGQ1))
-      total_BKGQ1 = jnp.sum(probs_BKGQS, axis=-1, keepdims=True)
+      return probs_BKGQS, jnp.sum(probs_BKGQS, axis=-1, keepdims=True)
+
+    def mix(probs_BKGQS: jax.Array, stop: int) -> jax.Array:
+      return jnp.einsum(
+        'BKGQS,BKSH->BKGQH',
+        probs_BKGQS.astype(self.dtype),
+        v_BKSH[:, :, : keys(stop)],
+        preferred_element_type=jnp.float32,
+      )
+
+    def keys(stop: int) -> int:
+      return k_BKSH.shape[2] if all_keys else stop
+
+    # Backward weighs again, so that no scores are kept for it. In a scan, which
+    # is what is trained, no other care is needed for the two to stay apart.
+    @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=0)
+    def attend(bounds: tuple[int, int]) -> jax.Array:
+      probs_BKGQS, total_BKGQ1 = weigh(*bounds)
+      # Dividing H numbers instead of S saves a pass over the scores.
+      return mix(probs_BKGQS, bounds[1]) / total_BKGQ1
+
+    outs, measured = [], {}
+    for start in starts:
+      stop = min(start + starts.step, time)
       if needs_probs:
+        probs_BKGQS, total_BKGQ1 = weigh(start, stop)
         # Padding has no row of attention: masked scores alone would leave it a
         # uniform one.
         real_BQ = context.segments_BT[:, start:stop] > 0
         probs_BKGQS = jnp.where(
           real_BQ[:, None, None, :, None], probs_BKGQS / total_BKGQ1, 0.0
         )
-        probs_BNQS = probs_BKGQS.reshape(batch, heads, stop - start, keys)
+        probs_BNQS = probs_BKGQS.reshape(batch, heads, stop - start, -1)
         chunk_context = context.replace(query_start=start)
         probs_BNQS = self.sites.write('attn_probs', probs_BNQS, chunk_context)
         if observed:
@@ -265,16 +288,9 @@ class Attention(nn.Module):
           if measured:
             part = jax.tree.map(jnp.add, measured, part)
           measured = part
-        probs_BKGQS = probs_BNQS.reshape(probs_BKGQS.shape)
-      out_BKGQH = jnp.einsum(
-        'BKGQS,BKSH->BKGQH',
-        probs_BKGQS.astype(self.dtype),
-        v_BKSH[:, :, :keys],
-        preferred_element_type=jnp.float32,
-      )
-      if not needs_probs:
-        # Dividing H numbers instead of S saves a pass over the scores.
-        out_BKGQH = out_BKGQH / total_BKGQ1
+        out_BKGQH = mix(probs_BNQS.reshape(probs_BKGQS.shape), stop)
+      else:
+        out_BKGQH = attend((start, stop))
       out_BQKGH = jnp.moveaxis(out_BKGQH, 3, 1).astype(self.dtype)
       outs.append(out_BQKGH.reshape(batch, stop - start, heads, dim))
     if observed:

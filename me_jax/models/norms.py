@@ -5,6 +5,8 @@ Letters: D the normalised width.
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -63,9 +65,14 @@ class RMSNorm(nn.Module):
     if self.offset:
       scale_D = scale_D + self.offset
     scale_D = scale_D.reshape((1,) * (x.ndim - 1) + (-1,))
-    return (rms_normalize(x, self.eps).astype(kind) * scale_D).astype(
-      self.dtype
-    )
+
+    # Backward normalises again, so that of all this the state alone is kept.
+    @functools.partial(jax.checkpoint, prevent_cse=False)
+    def normalize(x: jax.Array, scale_D: jax.Array) -> jax.Array:
+      y = rms_normalize(x, self.eps).astype(kind) * scale_D
+      return y.astype(self.dtype)
+
+    return normalize(x, scale_D)
 
 
 def for_config(

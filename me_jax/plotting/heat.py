@@ -1,4 +1,4 @@
-"""Which values do a heatmap's colours span? The same on paper and on the page."""
+"""What do a heatmap's colours and rows span? The same on paper and on the page."""
 
 from __future__ import annotations
 
@@ -32,3 +32,13 @@ def span(heatmap: spec.Heatmap) -> tuple[float, float]:
     low = max(low, high / 10**_DECADES)
     return (low, high) if low < high else (low / 10, high * 10)
   return (low, high) if low < high else (low - 0.5, high + 0.5)
+
+
+def edges(heatmap: spec.Heatmap) -> tuple[float, float]:
+  """Returns where the first row begins and the last ends, as rows are counted.
+
+  Args:
+    heatmap: its rows count from `y_first` unless they have names.
+  """
+  first = 0 if heatmap.y_names else heatmap.y_first
+  return first - 0.5, first + len(heatmap.values) - 0.5

@@ -27,6 +27,8 @@ def draw(heatmap: spec.Heatmap) -> tuple[list, dict]:
   columns = thinning.peaks(height.max(axis=0, initial=0.0), _SIDE)
   values = values[np.ix_(rows, columns)]
   low, high = heat.span(heatmap)
+  edges = heat.edges(heatmap)
+  rows = rows + round(edges[0] + 0.5)
   hover = [
     f'{in_plotly(heatmap.x_label)} %{{x}}',
     f'{in_plotly(heatmap.y_label)} %{{y}}',
@@ -61,7 +63,7 @@ def draw(heatmap: spec.Heatmap) -> tuple[list, dict]:
   trace |= {'zmin': low, 'zmax': high}
   trace |= {'colorbar': bar, 'hovertemplate': '<br>'.join(hover)}
   upper = heatmap.origin == 'upper'
-  all_rows, all_columns = np.shape(heatmap.values)
+  all_columns = np.shape(heatmap.values)[1]
   layout = {
     'xaxis': plotly_json.axis(heatmap.x_label, showgrid=False)
     | plotly_json.whole(columns)
@@ -70,7 +72,7 @@ def draw(heatmap: spec.Heatmap) -> tuple[list, dict]:
     'yaxis': plotly_json.axis(heatmap.y_label, showgrid=False)
     | plotly_json.whole(rows)
     | plotly_json.names(heatmap.y_names, _NAME)
-    | {'range': [-0.5, all_rows - 0.5][:: -1 if upper else 1]},
+    | {'range': list(edges)[:: -1 if upper else 1]},
     'hovermode': 'closest',
     'shapes': [
       _frame(x0=0, x1=1, xref='paper', y0=row - 0.5, y1=row + 0.5)

@@ -159,10 +159,12 @@ def _section(section: spec.Section, stills: Mapping[str, Still]) -> str:
 
 def _figure(figure: spec.Figure, still: Still) -> str:
   panels = interactive.draw(figure)
+  last = len(figure.panels) - 1
   places = '\n'.join(
-    f'<div class="panel"><p>{in_html(panel.title)}</p>'
+    f'<div class="panel{" wide" if figure.ends_wide and i == last else ""}">'
+    f'<p>{in_html(panel.title)}</p>'
     f'<div class="plot{_height(panel)}"></div></div>'
-    for panel in figure.panels
+    for i, panel in enumerate(figure.panels)
   )
   one = ' one' if len(panels) == 1 or figure.columns == 1 else ''
   alt, name = in_html(figure.alt), figure.name

@@ -63,7 +63,9 @@ def looks(series: Sequence[spec.Series]) -> tuple[Look, ...]:
     color = _ROLES.get(one.role) or _PLAIN[len(before) % len(_PLAIN)]
     lines = sum(other.style == one.style for other in before)
     dash = _DASHES[lines % len(_DASHES)]
-    if one.style in ('dashed', 'level'):
+    if one.style == 'dotted':
+      dash = ('dot', 'dashdot', 'longdashdot')[lines % 3]
+    elif one.style in ('dashed', 'level'):
       dash = ('dash', 'longdash', 'longdashdot')[lines % 3]
     bars = sum(other.style == 'bars' for other in series[:index])
     result.append(

@@ -15,7 +15,9 @@ import numpy as np
 
 # Who a line is about; each has one colour throughout a report.
 Role = Literal['massive', 'control', 'other', 'me', 'attn', 'ffn', 'plain']
-Style = Literal['line', 'dashed', 'bars', 'points', 'steps', 'thin', 'level']
+Style = Literal[
+  'line', 'dashed', 'dotted', 'bars', 'points', 'steps', 'thin', 'level'
+]  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,6 +65,8 @@ class Chart:
     bars: where bars at one x stand; histograms are best `overlaid`.
     low: whether it is about half as high as others, being one of many or the
       company of a panel above it.
+    clear: whether what is drawn is lowered on paper to keep its legend clear of
+      whiskers and bands, which the search for an empty corner does not see.
   """
 
   title: str
@@ -76,6 +80,7 @@ class Chart:
   categories: tuple[str, ...] = ()
   bars: Literal['beside', 'stacked', 'overlaid'] = 'beside'
   low: bool = False
+  clear: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -91,10 +96,11 @@ class Heatmap:
     value_range: of the colour scale; None fits the data.
     log: whether colours are logarithmic.
     origin: where row 0 is, `upper` (attention maps) or `lower`.
-    marks: rows that are framed in the ME Layer's colour.
+    marks: rows that are framed in the ME Layer's colour, by their number.
     column_marks: columns that are.
     x_names: of the columns, where they have names (tokens, for example).
     y_names: of the rows.
+    y_first: number of the first row, where rows are counted and not named.
   """
 
   title: str
@@ -109,6 +115,7 @@ class Heatmap:
   column_marks: tuple[float, ...] = ()
   x_names: tuple[str, ...] = ()
   y_names: tuple[str, ...] = ()
+  y_first: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,6 +160,16 @@ class Figure:
   alt: str
   panels: tuple[Panel, ...]
   columns: int = 2
+
+  @property
+  def ends_wide(self) -> bool:
+    """Whether the last panel takes a row of its own whole.
+
+    A low one does where it would stand beside an empty place.
+    """
+    last, count = self.panels[-1], len(self.panels)
+    alone = 1 < self.columns < count and count % self.columns == 1
+    return alone and isinstance(last, Chart) and last.low
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -31,6 +31,8 @@ from me_jax.plotting.wording import in_matplotlib
 
 # Inches; a report's page and a paper's two columns are about as wide as two.
 _WIDTH, _HEIGHT, _LOW = 5.5, 4.25, 2.7
+# Above and below panels that are low.
+_BETWEEN = 0.08
 _DPI = 150
 # Characters in an inch of a title, at most.
 _TITLE, _PANEL_TITLE = 11, 12
@@ -38,6 +40,8 @@ _TITLE, _PANEL_TITLE = 11, 12
 _RIDGE_POINTS = 40_000
 # Rows or columns whose names have room, and characters of one.
 _MOST_NAMES, _NAME = 40, 14
+# Characters, with one between names, that still stand upright below columns.
+_UPRIGHT = 44
 # The same bytes for the same figure.
 _SAVED = {'svg.hashsalt': 'me_jax', 'svg.fonttype': 'path'}
 # Suffixes that name a format.
@@ -61,17 +65,25 @@ def draw(figure: spec.Figure) -> figure_lib.Figure:
     for start in range(0, len(figure.panels), columns)
   ]
   drawn = figure_lib.Figure(figsize=(width, sum(heights)), layout='constrained')
+  if any(map(_low, figure.panels)):
+    # Their legends would touch the title beneath.
+    drawn.get_layout_engine().set(h_pad=_BETWEEN)
   if any(isinstance(panel, spec.Ridges) for panel in figure.panels):
     # The layout does not count the label of the third axis.
     drawn.get_layout_engine().set(rect=(0.0, 0.0, 0.98, 1.0))
   # All of them first: colour bars come as further axes.
   grid = drawn.add_gridspec(len(heights), columns, height_ratios=heights)
+  cells = [
+    grid[place // columns, place % columns]
+    for place in range(len(figure.panels))
+  ]
+  if figure.ends_wide:
+    cells[-1] = grid[-1, :]
   places = [
     drawn.add_subplot(
-      grid[place // columns, place % columns],
-      projection='3d' if isinstance(panel, spec.Ridges) else None,
+      cell, projection='3d' if isinstance(panel, spec.Ridges) else None
     )
-    for place, panel in enumerate(figure.panels)
+    for cell, panel in zip(cells, figure.panels)
   ]
   for axes, panel in zip(places, figure.panels):
     axes.set_title(_wrapped(panel.title, width / columns * _PANEL_TITLE))
@@ -142,6 +154,7 @@ def _heatmap(axes, heatmap: spec.Heatmap) -> None:
     values = np.ma.masked_less_equal(values, 0.0)
     norm = colors_lib.LogNorm(*heat.span(heatmap), clip=True)
   rows, columns = values.shape
+  bottom_up = heat.edges(heatmap)[:: -1 if heatmap.origin == 'upper' else 1]
   image = axes.imshow(
     values,
     aspect='equal' if rows == columns else 'auto',
@@ -149,6 +162,7 @@ def _heatmap(axes, heatmap: spec.Heatmap) -> None:
     interpolation='nearest',
     norm=norm,
     origin=heatmap.origin,
+    extent=(-0.5, columns - 0.5, *bottom_up),
   )
   axes.figure.colorbar(
     image, ax=axes, label=in_matplotlib(heatmap.value_label), pad=0.02
@@ -181,11 +195,13 @@ def _name(axis, names: tuple[str, ...]) -> None:
     axis.set_major_locator(ticker.MaxNLocator(integer=True, steps=steps))
     return
   short = [n if len(n) <= _NAME else n[: _NAME - 1] + '…' for n in names]
+  # Each has as much room as the longest needs.
+  narrow = len(short) * (1 + max(map(len, short))) > _UPRIGHT
   axis.set_ticks(
     range(len(names)),
     [in_matplotlib(name) for name in short],
     fontsize=8 if len(names) <= _MOST_NAMES // 2 else 5,
-    rotation=90 if axis.axis_name == 'x' else 0,
+    rotation=90 if axis.axis_name == 'x' and narrow else 0,
   )
 
 

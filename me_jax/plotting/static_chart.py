@@ -5,6 +5,7 @@ Letters: n points of a series.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import math
 import textwrap
 
@@ -41,10 +42,14 @@ _MOST_MARKERS = 40
 _SEEN_THROUGH = 0.65
 # Of the height of a chart of bars, left free above them for the legend.
 _HEADROOM = 0.15
+# The same where the legend is kept clear: of its edges and of each row.
+_EDGE, _ROW = 0.07, 0.06
+# Characters across a legend, and how many as wide as a line's picture.
+_ACROSS, _HANDLE = 72, 7
 # Names of a legend that stands among what is drawn; a longer one would hide it.
 _MOST_INSIDE = 5
 # Where the legend of a low chart begins, in its heights: below the axis' name.
-_BENEATH = -0.36
+_BENEATH = -0.3
 # Characters of the names below an axis that still stand upright.
 _UPRIGHT = 44
 
@@ -102,10 +107,31 @@ def draw(axes, chart: spec.Chart) -> None:
       ncols=entries,
     )
   elif entries > 1:
-    if bars and chart.y_range is None and not chart.log_y:
-      low, high = axes.get_ylim()
-      axes.set_ylim(low, high + _HEADROOM * (high - low))
+    free = chart.y_range is None and not chart.log_y
+    if free and chart.clear:
+      labels = [one.label for one in chart.series]
+      labels += [chart.mark_label] if chart.marks else []
+      across = _across(labels)
+      rows = math.ceil(entries / across)
+      _raise(axes, _EDGE + rows * _ROW)
+      axes.legend(fontsize=8, loc='upper center', framealpha=0.9, ncols=across)
+      return
+    if free and bars:
+      _raise(axes, _HEADROOM)
     axes.legend(fontsize=8, framealpha=0.9)
+
+
+def _raise(axes, part: float) -> None:
+  """Leaves a part of what the axis spans free above it."""
+  low, high = axes.get_ylim()
+  axes.set_ylim(low, high + part * (high - low))
+
+
+def _across(labels: Sequence[str]) -> int:
+  """Returns how many columns of a legend have room within a panel."""
+  widths = sorted((_HANDLE + len(label) for label in labels), reverse=True)
+  fits = [n for n in range(1, len(widths) + 1) if sum(widths[:n]) <= _ACROSS]
+  return max(fits, default=1)
 
 
 def _bars(
@@ -157,6 +183,8 @@ def _line(axes, series: spec.Series, look, log_y: bool) -> None:
     markersize=5 if points else 3.5,
     markevery=None if points else max(1, math.ceil(len(x) / _MOST_MARKERS)),
     drawstyle='steps-mid' if steps else 'default',
+    # A start or a limit goes under what lies on it.
+    zorder=1.9 if series.style == 'level' else 2,
     label=in_matplotlib(series.label),
   )
   if series.low is not None and points:

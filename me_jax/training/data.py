@@ -125,7 +125,7 @@ def rows_of(source: Source, kind: str) -> list[records_lib.Record]:
   if not used:
     raise errors.MeJaxError(
       f'{source.data} has {len(found)} rows, none of them in the slice'
-      f' {source.rows}.'
+      f' {source.rows}: give more rows, or other ends of the slice.'
     )
   return used
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from me_jax.models import decoder
+from me_jax.analysis import host as host_lib
 from me_jax.training import objectives
 from me_jax.training import packing
 from me_jax.training import placement
@@ -24,7 +24,6 @@ from me_jax.training import prepare as prepare_lib
 from me_jax.training import rollouts as rollouts_lib
 from me_jax.training import settings as settings_lib
 from me_jax.training import step as step_lib
-from me_jax.training import trained as trained_lib
 
 _PIECE = 8  # bytes of a row's name
 
@@ -222,7 +221,7 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
     prompts = next(plan.batches)
     rolled = rollouts_lib.sample(
       placed.model,
-      _addressable(trained_lib.merge(state.tree, placed.frozen, run.train)),
+      host_lib.readable(prepare_lib.merged(placed, run, state.tree)),
       prompts,
       method.sampling,
       plan.tokenizer,
@@ -248,12 +247,3 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
     return last[0]
 
   return feed
-
-
-def _addressable(params: decoder.Params) -> decoder.Params:
-  """Returns parameters that this process can read by itself."""
-  if jax.process_count() == 1:
-    return params
-  from jax.experimental import multihost_utils
-
-  return multihost_utils.process_allgather(params, tiled=True)

@@ -67,9 +67,17 @@ class Journal:
       full='full' in plan.run.train.parts,
     )
     self._from = step
-    self._tokens = 0
+    self._tokens = self._earlier = 0
     self._start = time.monotonic()
     self._paused = 0.0
+
+  def state(self) -> dict[str, Any]:
+    """Returns what `restore` needs, as JSON types."""
+    return {'tokens': self._tokens}
+
+  def restore(self, state: dict[str, Any]) -> None:
+    """Goes on from `state`: its tokens count, but were not seen just now."""
+    self._tokens = self._earlier = state['tokens']
 
   def pause(self) -> float:
     """Returns a time to give to `go_on`: what is between is no training."""
@@ -94,7 +102,7 @@ class Journal:
       return
     seconds = max(time.monotonic() - self._start - self._paused, 1e-9)
     steps = step - self._from
-    rate = self._tokens / seconds
+    rate = (self._tokens - self._earlier) / seconds
     mfu = None
     if self._peak is not None:
       mfu = self._needed * steps / (seconds * self._peak * self._plan.mesh.size)
@@ -120,5 +128,5 @@ class Journal:
         mfu=mfu,
       )
     )
-    self._from, self._tokens = step, 0
+    self._from, self._tokens, self._earlier = step, 0, 0
     self._start, self._paused = time.monotonic(), 0.0

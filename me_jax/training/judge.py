@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+import hashlib
 from typing import Any
 
+from me_jax import errors
 from me_jax.models import decoder
 from me_jax.training import choosing
 from me_jax.training import held_out as held_out_lib
@@ -78,6 +80,13 @@ class Judge:
         'loss': found.value, 'low': found.low, 'high': found.high,
         'tokens': int(texts.tokens_N.sum()), 'texts': len(texts.tokens_N),
       }  # fmt: skip
+      if step:
+        change = held_out_lib.change(self.before[name], texts)
+        sets[name] |= {
+          'change': change.value,
+          'change_low': change.low,
+          'change_high': change.high,
+        }
       if texts.rejected_N is not None:
         sets[name]['correct'] = held_out_lib.correct(self.before[name], texts)
     if sets:
@@ -112,6 +121,7 @@ class Judge:
   def state(self) -> dict[str, Any]:
     """Returns what `restore` needs, as JSON types."""
     return {
+      'sets': self._digests(),
       'best': self.best.to_json(),
       'before': {
         name: held_out_lib.to_json(texts) for name, texts in self.before.items()
@@ -119,9 +129,31 @@ class Judge:
     }
 
   def restore(self, state: dict[str, Any]) -> None:
-    """Goes on from `state`."""
+    """Goes on from `state`.
+
+    Raises:
+      MeJaxError: a set holds other rows now.
+    """
+    other = [k for k, v in self._digests().items() if state['sets'].get(k) != v]
+    if other:
+      raise errors.MeJaxError(
+        f'the run was saved with other rows of {" and ".join(other)}: they'
+        ' cannot be compared with those of now. Bring them back, or name another'
+        ' folder.'
+      )
     self.best = choosing.Best(**state['best'])
     self.before = {
       name: held_out_lib.from_json(content)
       for name, content in state['before'].items()
     }
+
+  def _digests(self) -> dict[str, str]:
+    """Returns a name for the rows of each set."""
+    found = {}
+    for one in self._plan.held_out:
+      digest = hashlib.blake2b(digest_size=8)
+      for packed in one.packed:
+        for values in packed:
+          digest.update(values.tobytes())
+      found[one.name] = digest.hexdigest()
+    return found

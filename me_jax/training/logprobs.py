@@ -15,9 +15,11 @@ from me_jax import errors
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
 from me_jax.models import logical_axes
+from me_jax.training import column_scan
 from me_jax.training import vocabulary_scan
 
 _CHUNK = 4096  # tokens of the vocabulary whose logits exist at a time
+_BLOCKS = 8  # into which columns are cut where not all of them are wanted
 
 
 def answer_logprobs(
@@ -25,6 +27,7 @@ def answer_logprobs(
   params: decoder.Params,
   tokens_BT: jax.Array,
   segments_BT: jax.Array | None = None,
+  wanted_BT: jax.Array | None = None,
   **kwargs: Any,
 ) -> tuple[vocabulary_scan.Scores, jax.Array]:
   """Scores the token that follows each column in its text.
@@ -35,17 +38,24 @@ def answer_logprobs(
     tokens_BT: int32.
     segments_BT: int32, 0 for padding, 1, 2, ... for texts; None for one text a
       row.
-    **kwargs: `chunk`, `temperature` and `precision` of `token_logprobs`.
+    wanted_BT: bool, tokens (not columns) that are to be scored, such as those
+      of `packing.Packed`: others cost next to nothing. None for all.
+    **kwargs: `chunk`, `temperature`, `entropy` and `precision` of
+      `token_logprobs`.
 
   Returns:
-    The scores of the NEXT token at each column, 0 where it is padding or
-    another text's; and the bool mask `[B, T]` of the other columns.
+    The scores of the NEXT token at each column, 0 where it is padding, another
+    text's or not wanted; and the bool mask `[B, T]` of the other columns.
   """
   if segments_BT is None:
     segments_BT = jnp.ones_like(tokens_BT)
   segments_BT = jnp.asarray(segments_BT).astype(jnp.int32)
   after_BT = jnp.pad(segments_BT[:, 1:], ((0, 0), (0, 1)))
   predicted_BT = (segments_BT > 0) & (segments_BT == after_BT)
+  blocks = 1
+  if wanted_BT is not None:
+    predicted_BT &= jnp.roll(jnp.asarray(wanted_BT), -1, axis=1)
+    blocks = math.gcd(segments_BT.shape[1], _BLOCKS)
   output = model.apply(
     {'params': params},
     tokens_BT,
@@ -59,6 +69,7 @@ def answer_logprobs(
     output.hidden,
     jnp.roll(tokens_BT, -1, axis=1),
     wanted_BT=predicted_BT,
+    blocks=blocks,
     **kwargs,
   )
   return scores, predicted_BT
@@ -71,8 +82,10 @@ def token_logprobs(
   targets_BT: jax.Array,
   *,
   wanted_BT: jax.Array | None = None,
+  blocks: int = 1,
   chunk: int = _CHUNK,
   temperature: float = 1.0,
+  entropy: bool = True,
   precision: jax.lax.PrecisionLike = None,
 ) -> vocabulary_scan.Scores:
   """Scores tokens as the decoder's logits do, differentiably (in reverse only).
@@ -86,9 +99,13 @@ def token_logprobs(
       vocabulary has log-probability -inf.
     wanted_BT: bool, columns to score; None for all. The others get 0, and
       nothing that they hold has an influence, be it NaN.
+    blocks: into how many the columns are cut, those that are wanted first; the
+      others' blocks cost nothing. It divides T.
     chunk: tokens of the vocabulary whose logits exist at a time; at least one
       on each device.
     temperature: logits are divided by it, for answers that were so drawn.
+    entropy: whether it is wanted, which costs about as much as a product of the
+      head with the states does; None is in its place else.
     precision: of products, backward too; None for the surrounding
       `jax.default_matmul_precision`.
 
@@ -115,6 +132,9 @@ def token_logprobs(
   groups = math.gcd(config.vocab_size, logical_axes.parts('vocab'))
   size = config.vocab_size // groups
   steps = -(-size // max(1, chunk // groups))
+  # A few more, where chunks come out even then.
+  more = range(steps, steps + steps // 8 + 1)
+  steps = next((count for count in more if size % count == 0), steps)
   how = vocabulary_scan.How(
     tied=tied,
     size=size,
@@ -122,6 +142,7 @@ def token_logprobs(
     steps=steps,
     softcap=config.final_logit_softcapping or 0.0,
     temperature=temperature,
+    entropy=entropy,
     # Backward may be traced where the surrounding default is another.
     precision=precision or jax.config.jax_default_matmul_precision,
   )
@@ -131,9 +152,12 @@ def token_logprobs(
     # The parts in front: an axis of length one (on each device) between the
     # others would make XLA copy the whole head.
     head = jnp.swapaxes(head.reshape(-1, groups, size), 0, 1)
-  scores = vocabulary_scan.score(how, head, hidden_BTD, targets_BT)
+  columns = head, hidden_BTD, targets_BT
+  # Where time is cut over devices, columns cannot change places for free.
+  if wanted_BT is None or blocks == 1 or logical_axes.parts('time') > 1:
+    scores = vocabulary_scan.score(how, *columns)
+  else:
+    scores = column_scan.score(how, blocks, *columns, wanted_BT)
   if wanted_BT is not None:
-    scores = vocabulary_scan.Scores(
-      *(jnp.where(wanted_BT, x, 0.0) for x in scores)
-    )
+    scores = jax.tree.map(lambda x: jnp.where(wanted_BT, x, 0.0), scores)
   return scores

@@ -46,6 +46,7 @@ from me_jax.training import stopping
 
 FINISHED, PATIENCE = 'finished', 'patience'
 CHECKPOINTS, HELD_OUT = 'checkpoints', 'held_out.json'
+_FINGERPRINT = 'fingerprint'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -111,6 +112,27 @@ def train(
     return _Loop(plan, placed, folder, stack, tell, progress, warn).run()
 
 
+def check(plan: prepare_lib.Plan, folder: str | os.PathLike[str]) -> None:
+  """Finds out whether a folder can be a run's before its weights are read.
+
+  Args:
+    plan: from `prepare.plan`.
+    folder: of the run.
+
+  Raises:
+    MeJaxError: it holds another run, or something else.
+  """
+
+  def look() -> None:
+    if distributed.is_writer() and run_folder.has_run(folder):
+      config = settings_lib.to_json(plan.run)
+      # Of the weights, which `train` compares.
+      may_differ = (*settings_lib.FREE, _FINGERPRINT)
+      run_folder.check(folder, config, may_differ=may_differ)
+
+  processes.together(look)
+
+
 @contextlib.contextmanager
 def _opened(
   plan: prepare_lib.Plan,
@@ -118,20 +140,20 @@ def _opened(
   folder: str | os.PathLike[str],
   warn: Callable[[str], Any],
 ) -> Any:
-  """Keeps others out of the folder, after finding out that it is this run's."""
+  """Keeps others out of the folder, and finds out that it is this run's."""
   config = settings_lib.to_json(plan.run)
-  config['fingerprint'] = placed.fingerprint
+  config[_FINGERPRINT] = placed.fingerprint
   with contextlib.ExitStack() as stack:
 
     def open_it() -> list[str]:
       if not distributed.is_writer():
         return []
-      if run_folder.has_run(folder):
-        differs = run_folder.check(folder, config, may_differ=settings_lib.FREE)
-        stack.enter_context(run_folder.lock(folder))
-        return differs
-      run_folder.write(folder, config)
+      # Nobody locks, or makes, what is no folder of a run.
+      run_folder.has_run(folder)
       stack.enter_context(run_folder.lock(folder))
+      if run_folder.has_run(folder):
+        return run_folder.check(folder, config, may_differ=settings_lib.FREE)
+      run_folder.write(folder, config)
       return []
 
     for difference in processes.together(open_it):
@@ -167,7 +189,8 @@ class _Loop:
     # A reference is the model as it was before anything is restored.
     self.feed = feed_lib.make(plan, placed, progress)
     self.state, self.step, self.saved = placed.state, 0, None
-    self._restore()
+    self.warn, self.progress = warn, progress
+    extra = self._restore()
     self.resumed = self.step
     self.metrics = stack.enter_context(
       metrics_lib.Metrics(
@@ -192,7 +215,10 @@ class _Loop:
       donate_argnums=0,
       out_shardings=(placed.places, jax.NamedSharding(plan.mesh, jax.P())),
     )
+    self.compiled: Any = None
     self.journal = journal_lib.Journal(plan, self.metrics, tell, self.step)
+    if extra is not None:
+      self.journal.restore(extra['journal'])
 
   def run(self) -> Result:
     """Goes through the steps that are left."""
@@ -226,7 +252,7 @@ class _Loop:
     """Takes a step, and does what is due after it."""
     settings = self.settings
     fed = self.feed(self.state, self.step)
-    self.state, means = self.update(self.state, self.placed.frozen, fed.batch)
+    self.state, means = self._updated(fed)
     self.step += 1
     means = {name: float(value) for name, value in means.items()}
     if not means.pop('finite'):
@@ -248,6 +274,17 @@ class _Loop:
     if self._due(settings.checkpoint.every) and self._between_batches():
       self._save()
     self.journal.go_on(since)
+
+  def _updated(self, fed: feed_lib.Fed) -> tuple[Any, dict[str, Any]]:
+    """Takes a step with a batch, by a program that the first one compiles."""
+    operands = (self.state, self.placed.frozen, fed.batch)
+    if self.compiled is None:
+      since = self.journal.pause()
+      self.progress('compiling', 0, 1)
+      self.compiled = self.update.lower(*operands).compile()
+      self.progress('compiling', 1, 1)
+      self.journal.go_on(since)
+    return self.compiled(*operands)
 
   def _due(self, every: int) -> bool:
     return bool(every) and self.step % every == 0
@@ -283,20 +320,25 @@ class _Loop:
     if self.saved == self.step:
       self.checkpoints.wait()
       return
-    extra = {'data': self.plan.batches.state(), 'judge': self.judge.state()}
+    extra = {
+      'data': self.plan.batches.state(),
+      'judge': self.judge.state(),
+      'journal': self.journal.state(),
+    }
     self.checkpoints.save(
       self.step, self.state, extra, metric=metric, wait=wait
     )
     self.saved = self.step
 
-  def _restore(self) -> None:
-    """Goes back to the newest checkpoint, if there is one."""
+  def _restore(self) -> dict[str, Any] | None:
+    """Goes back to the newest checkpoint; returns what was beside the state."""
     found = self.checkpoints.restore(self.state, self.placed.places)
     if found is None:
-      return
+      return None
     self.state, self.step, self.saved = found.state, found.step, found.step
     self.plan.batches.restore(found.extra['data'])
     self.judge.restore(found.extra['judge'])
+    return found.extra
 
   def _result(self, why: str) -> Result:
     """Returns the step that is chosen, measured on all sets."""
@@ -306,6 +348,11 @@ class _Loop:
         best = self.checkpoints.restore_best(self.state, self.placed.places)
         if best is not None:
           self.state, chosen = best.state, best.step
+        if chosen != self.judge.best.step:
+          self.warn(
+            f'the best step was {self.judge.best.step}, and its checkpoint is'
+            f' lost: the result is step {chosen}'
+          )
       after = self.judge.measure(self._params(), report=True)
       self._write_texts(chosen, after)
     return Result(

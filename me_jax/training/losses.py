@@ -10,6 +10,7 @@ group.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -117,12 +118,7 @@ def dpo(
   Raises:
     MeJaxError: `beta` is not positive or `label_smoothing` not in [0, 0.5).
   """
-  if not beta > 0:
-    raise errors.MeJaxError(f'beta is {beta}, must be above 0.')
-  if not 0 <= label_smoothing < 0.5:
-    raise errors.MeJaxError(
-      f'label_smoothing is {label_smoothing}, must be from 0 to below 0.5.'
-    )
+  check_dpo(beta=beta, label_smoothing=label_smoothing)
   # Constants, even where the reference shares parameters with the model.
   reference_chosen_P, reference_rejected_P = jax.lax.stop_gradient(
     (reference_chosen_P, reference_rejected_P)
@@ -133,6 +129,28 @@ def dpo(
   loss_P = -(1 - label_smoothing) * jax.nn.log_sigmoid(margin_P)
   loss_P -= label_smoothing * jax.nn.log_sigmoid(-margin_P)
   return Preferences(loss_P, margin_P, (margin_P > 0).astype(jnp.float32))
+
+
+def check_dpo(*, beta: float, label_smoothing: float) -> None:
+  """Raises MeJaxError for options of `dpo` that cannot be."""
+  if not 0 < beta < math.inf:
+    raise errors.MeJaxError(f'beta is {beta}, must be above 0.')
+  if not 0 <= label_smoothing < 0.5:
+    raise errors.MeJaxError(
+      f'label_smoothing is {label_smoothing}, must be from 0 to below 0.5.'
+    )
+
+
+def check_grpo(*, clip: float, kl: float, normalize: str) -> None:
+  """Raises MeJaxError for options of `grpo` that cannot be."""
+  if normalize not in ('texts', 'tokens'):
+    raise errors.MeJaxError(
+      f"normalize is {normalize!r}, not 'texts' or 'tokens'."
+    )
+  if not (0 < clip < 1 and 0 <= kl < math.inf):
+    raise errors.MeJaxError(
+      f'clip is {clip} and kl {kl}; must be between 0 and 1, and 0 or more.'
+    )
 
 
 def group_advantages(
@@ -201,14 +219,7 @@ def grpo(
   Raises:
     MeJaxError: an option is impossible, or a reference is missing.
   """
-  if normalize not in ('texts', 'tokens'):
-    raise errors.MeJaxError(
-      f"normalize is {normalize!r}, not 'texts' or 'tokens'."
-    )
-  if not (0 < clip < 1 and kl >= 0):
-    raise errors.MeJaxError(
-      f'clip is {clip} and kl {kl}; must be between 0 and 1, and 0 or more.'
-    )
+  check_grpo(clip=clip, kl=kl, normalize=normalize)
   if kl and reference_logp_BT is None:
     raise errors.MeJaxError(f'kl is {kl}, which needs a reference.')
   texts = advantages_BX.shape[1]

@@ -100,14 +100,16 @@ def token_logprobs(
   chunk: int,
   temperature: float = 1.0,
 ) -> jax.Array:
-  """Returns the log-probability of each token `[B, T]`, 0 for a text's first."""
+  """Returns the log-probability of each token `[B, T]`; 0 if it is not learnt."""
   scores, _ = logprobs.answer_logprobs(
     model,
     params,
     batch.tokens_BT,
     batch.segments_BT,
+    batch.wanted_BT,
     chunk=chunk,
     temperature=temperature,
+    entropy=False,
   )
   # Scores are of the next token.
   return jnp.pad(scores.logp_BT[:, :-1], ((0, 0), (1, 0)))

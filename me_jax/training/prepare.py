@@ -29,6 +29,7 @@ from me_jax.models import params as params_lib
 from me_jax.training import batches as batches_lib
 from me_jax.training import data as data_lib
 from me_jax.training import held_out as held_out_lib
+from me_jax.training import model_check
 from me_jax.training import optimizer as optimizer_lib
 from me_jax.training import placement
 from me_jax.training import rewards as rewards_lib
@@ -106,6 +107,8 @@ def plan(run: settings_lib.Run, progress: Progress | None = None) -> Plan:
   settings_check.check(run)
   checkpoint = load_lib.open_checkpoint(run.model)
   config = checkpoint.config
+  checkpoint.check()
+  model_check.check(run, config)
   mesh = sharding_lib.mesh(**dataclasses.asdict(run.mesh))
   length = run.data.length
   if isinstance(run.method, settings_lib.Grpo):

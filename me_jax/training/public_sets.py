@@ -1,6 +1,7 @@
 """Where are the public sets that our configurations learn from?
 
-In a folder under their usual names, or on the hub.
+In a folder under their usual names, or on the hub. What is held out of maths,
+and of the web to see what it costs there, is the same for all of them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,11 @@ import os
 
 from me_jax import errors
 from me_jax.training import data as data_lib
+from me_jax.training import settings
+
+# Of GSM8K's training rows those that no configuration learns from.
+CHOOSING = -24
+_LIMIT = 0.03  # nats per token that the loss on the web may rise
 
 # File below the folder, and dataset of the hub as `data.read` takes it.
 _PLACES = {
@@ -56,3 +62,55 @@ def source(
         f' {hub} from the hub.'
       )
   return data_lib.Source(data=place, rows=rows, weight=weight)
+
+
+def maths_held_out(
+  folder: str | os.PathLike[str] | None, *, answers: str = 'whole'
+) -> tuple[settings.HeldOut, ...]:
+  """Returns the sets that runs on GSM8K are measured on; reads nothing.
+
+  Two of them may choose a step; the others are for the report alone, and on
+  rows that neither training nor choosing has seen. Of C4, rows from 50 on.
+
+  Args:
+    folder: see `source`.
+    answers: which tokens of the chats that may choose count, as in
+      `settings.Data`.
+  """
+  held_out = settings.HeldOut
+  test = source('gsm8k-test', folder, rows=(0, 60))
+  return (
+    held_out(
+      name='GSM8K (choosing)',
+      source=source('gsm8k-train', folder, rows=(CHOOSING, None)),
+      answers=answers,
+    ),
+    held_out(
+      name='C4 (choosing)',
+      source=source('c4', folder, rows=(50, 70)),
+      on_task=False,
+      limit=_LIMIT,
+    ),
+    held_out(name='GSM8K', source=test, answers='whole', report=True),
+    held_out(name='GSM8K, answers', source=test, report=True),
+    held_out(
+      name='MATH-500',
+      source=source('math500', folder, rows=(0, 60)),
+      answers='whole',
+      report=True,
+    ),
+    web_held_out(folder),
+  )
+
+
+def web_held_out(
+  folder: str | os.PathLike[str] | None,
+) -> settings.HeldOut:
+  """Returns the set that says what training costs elsewhere; reads nothing."""
+  return settings.HeldOut(
+    name='C4',
+    source=source('c4', folder, rows=(70, 150)),
+    on_task=False,
+    limit=_LIMIT,
+    report=True,
+  )

@@ -6,8 +6,10 @@ import math
 from typing import Any
 
 from me_jax import errors
+from me_jax.mitigation import gates as gates_lib
 from me_jax.models import decoder
 from me_jax.training import examples
+from me_jax.training import losses
 from me_jax.training import settings as settings_lib
 from me_jax.training import trained as trained_lib
 
@@ -19,8 +21,7 @@ DTYPES = ('float32', 'bfloat16')
 def check(run: settings_lib.Run) -> None:
   """Raises MeJaxError for settings that are impossible, or contradict.
 
-  What the parts check themselves where they begin (the mesh, the data, gates,
-  losses) is left to them.
+  What the mesh, the data and the model say is left to `prepare.plan`.
   """
   trained_lib.check(run.train)
   if (run.steps > 0) == (run.epochs > 0) or min(run.steps, run.epochs) < 0:
@@ -74,10 +75,17 @@ def check(run: settings_lib.Run) -> None:
     raise errors.MeJaxError(
       'penalty.weight is set, but no gates are trained that it could be on.'
     )
+  _among('penalty.form', run.penalty.form, gates_lib.PENALTIES)
   _check_held_out(run)
   if isinstance(run.method, settings_lib.Dpo):
     _among('method.reference', run.method.reference, REFERENCES)
+    losses.check_dpo(
+      beta=run.method.beta, label_smoothing=run.method.label_smoothing
+    )
   if isinstance(run.method, settings_lib.Grpo):
+    losses.check_grpo(
+      clip=run.method.clip, kl=run.method.kl, normalize=run.method.normalize
+    )
     if run.method.updates < 1:
       raise errors.MeJaxError(
         f'method.updates is {run.method.updates}, must be at least 1.'

@@ -32,11 +32,12 @@ class Scores(NamedTuple):
 
   Attributes:
     logp_BT: log-probability of each token, nats, float32.
-    entropy_BT: of the distribution that it was drawn from, nats, float32.
+    entropy_BT: of the distribution that it was drawn from, nats, float32; None
+      where it was not asked for.
   """
 
   logp_BT: jax.Array
-  entropy_BT: jax.Array
+  entropy_BT: jax.Array | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,7 @@ class How:
     steps: chunks.
     softcap: of the logits; 0 for none.
     temperature: divides the logits.
+    entropy: whether it is asked for.
     precision: of products.
   """
 
@@ -59,7 +61,13 @@ class How:
   steps: int
   softcap: float
   temperature: float
+  entropy: bool
   precision: Any
+
+  @property
+  def even(self) -> bool:
+    """Whether no chunk reaches back over another."""
+    return self.width * self.steps == self.size
 
   @property
   def axis(self) -> int:
@@ -93,15 +101,20 @@ class _Chunk(NamedTuple):
     head: its part of the head, in the type of the computation.
     logits: `[B, T, G, P]`.
     slope: their derivative by what the head puts out, `[B, T, G, P]` or 1.
-    fresh: `[1, 1, 1, P]`, False where the chunk before has had the token.
-    hit: `[B, T, G, P]`, where the target is.
+    fresh: `[1, 1, 1, P]`, False where the chunk before has had the token; None
+      where none can have.
+    place: `[B, T, G]`, where in the chunk the target is; -1 for elsewhere.
   """
 
   head: jax.Array
   logits: jax.Array
   slope: jax.Array | float
-  fresh: jax.Array
-  hit: jax.Array
+  fresh: jax.Array | None
+  place: jax.Array
+
+  def kept(self, x: jax.Array, other: float) -> jax.Array:
+    """Replaces what the chunk before has had."""
+    return x if self.fresh is None else jnp.where(self.fresh, x, other)
 
 
 def _chunk(
@@ -128,11 +141,17 @@ def _chunk(
     logits = how.softcap * logits
   if how.temperature != 1.0:
     logits, slope = logits / how.temperature, slope / how.temperature
-  within = start + jnp.arange(how.width)[None, None, None]
-  fresh = within >= step * how.width
-  parts = jnp.arange(logits.shape[2])[None, None, :, None]
-  hit = parts * how.size + within == targets_BT[..., None, None]
-  return _Chunk(piece, logits, slope, fresh, hit & fresh)
+  # Known to change nothing it is left out: XLA's reductions on CPUs are several
+  # times as slow with a mask.
+  fresh = None
+  first = jnp.zeros((), jnp.int32)
+  if not how.even:
+    first = step * how.width - start
+    fresh = (jnp.arange(how.width) >= first)[None, None, None]
+  parts = jnp.arange(logits.shape[2])[None, None]
+  place = targets_BT[..., None] - parts * how.size - start
+  inside = (place >= first) & (place < how.width)
+  return _Chunk(piece, logits, slope, fresh, jnp.where(inside, place, -1))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -140,28 +159,30 @@ def score(
   how: How, head: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array
 ) -> Scores:
   """Returns the scores; `head` is laid out as `How` says."""
-  return _forward(how, head, hidden_BTD, targets_BT)[0]
+  return forward(how, head, hidden_BTD, targets_BT)[0]
 
 
-def _forward(
+def forward(
   how: How, head: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array
 ) -> tuple[Scores, tuple[jax.Array, ...]]:
   """Returns the scores and what backward needs."""
 
   def step(carry, i):
     highest, total, moment, picked = carry
-    _, logits, _, fresh, hit = _chunk(how, head, hidden_BTD, targets_BT, i)
-    new = jnp.maximum(
-      highest, jnp.max(logits, axis=3, initial=_LOWEST, where=fresh)
-    )
-    above = jnp.where(fresh, logits - new[..., None], 0.0)
-    weights = jnp.where(fresh, jnp.exp(above), 0.0)
+    chunk = _chunk(how, head, hidden_BTD, targets_BT, i)
+    peak = jnp.max(chunk.kept(chunk.logits, _LOWEST), axis=3)
+    new = jnp.maximum(highest, peak)
+    above = chunk.kept(chunk.logits - new[..., None], 0.0)
+    weights = chunk.kept(jnp.exp(above), 0.0)
     shrink = jnp.exp(highest - new)
-    moment = shrink * (moment + total * (highest - new))
-    moment += jnp.sum(weights * above, axis=3)
+    if how.entropy:
+      moment = shrink * (moment + total * (highest - new))
+      moment += jnp.sum(weights * above, axis=3)
     total = shrink * total + jnp.sum(weights, axis=3)
-    here = jnp.sum(jnp.where(hit, logits, 0.0), axis=3)
-    picked = jnp.where(jnp.any(hit, axis=3), here, picked)
+    # One number of each column: a masked sum would read them all.
+    index = jnp.maximum(chunk.place, 0)[..., None]
+    here = jnp.take_along_axis(chunk.logits, index, axis=3)[..., 0]
+    picked = jnp.where(chunk.place >= 0, here, picked)
     return (new, total, moment, picked), None
 
   # `[B, T, G]`: the parts meet after the last chunk. `moment` is the sum of
@@ -181,30 +202,56 @@ def _forward(
   highest = highest[..., 0]
   scores = Scores(
     jnp.max(picked, axis=2) - highest - jnp.log(total),
-    jnp.log(total) - moment / total,
+    jnp.log(total) - moment / total if how.entropy else None,
   )
   return scores, (head, hidden_BTD, targets_BT, highest, total, scores[1])
 
 
-def _backward(
-  how: How, residuals: tuple[jax.Array, ...], cotangents: Scores
-) -> tuple[jax.Array, jax.Array, None]:
-  """Returns the gradients of the head and of the hidden states."""
+def no_gradient(how: How, head: jax.Array) -> jax.Array:
+  """Returns what gradients of the head are added to."""
+  return logical_axes.constrain(jnp.zeros_like(head), how.axes)
+
+
+def backward(
+  how: How,
+  residuals: tuple[jax.Array, ...],
+  cotangents: Scores,
+  by_head: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the gradients of the head, added to `by_head`, and of the states.
+
+  Args:
+    how: what is compiled.
+    residuals: of `forward`.
+    cotangents: of its scores.
+    by_head: of `no_gradient`, or what other columns gave.
+  """
   head, hidden_BTD, targets_BT, *columns = residuals
-  highest, total, entropy, by_logp, by_entropy = (
-    x[..., None, None] for x in (*columns, *cotangents)
+  highest, total, entropy, by_logp, by_entropy = jax.tree.map(
+    lambda x: x[..., None, None],
+    (*columns, *cotangents),
   )
+  within = jnp.arange(how.width)[None, None, None]
 
   def step(carry, i):
     hidden_gradient, head_gradient = carry
     chunk = _chunk(how, head, hidden_BTD, targets_BT, i)
     logp = chunk.logits - highest - jnp.log(total)
-    probs = jnp.where(chunk.fresh, jnp.exp(logp), 0.0)
-    gradient = by_logp * (chunk.hit - probs)
-    gradient -= by_entropy * probs * (logp + entropy)
+    probs = chunk.kept(jnp.exp(logp), 0.0)
+    gradient = by_logp * ((chunk.place[..., None] == within) - probs)
+    if how.entropy:
+      gradient -= by_entropy * probs * (logp + entropy)
     gradient = (gradient * chunk.slope).astype(hidden_BTD.dtype)
     hidden_gradient += how.dot('btgp,h->btd', gradient, chunk.head)
-    piece = how.dot('btgp,btd->h', gradient, hidden_BTD)
+    # The hidden states first: see `mlp._product`.
+    piece = jax.lax.dot_general(
+      hidden_BTD,
+      gradient,
+      (((0, 1), (0, 1)), ((), ())),
+      precision=how.precision,
+      preferred_element_type=jnp.float32,
+    )
+    piece = jnp.moveaxis(piece, 0, 2 if how.tied else 1)
     piece = logical_axes.constrain(piece.astype(head.dtype), how.axes)
     start = how.start(i)
     # Added, because the last chunk reaches back over the one before.
@@ -216,14 +263,18 @@ def _backward(
     )
     return (hidden_gradient, head_gradient), None
 
-  start = (
-    jnp.zeros(hidden_BTD.shape, jnp.float32),
-    logical_axes.constrain(jnp.zeros_like(head), how.axes),
-  )
+  start = jnp.zeros(hidden_BTD.shape, jnp.float32), by_head
   (hidden_gradient, head_gradient), _ = jax.lax.scan(
     step, start, jnp.arange(how.steps)
   )
-  return head_gradient, hidden_gradient.astype(hidden_BTD.dtype), None
+  return head_gradient, hidden_gradient.astype(hidden_BTD.dtype)
 
 
-score.defvjp(_forward, _backward)
+def _backward(
+  how: How, residuals: tuple[jax.Array, ...], cotangents: Scores
+) -> tuple[jax.Array, jax.Array, None]:
+  start = no_gradient(how, residuals[0])
+  return *backward(how, residuals, cotangents, start), None
+
+
+score.defvjp(forward, _backward)

@@ -244,6 +244,27 @@ def test_remat_changes_no_gradient(remat):
   )
 
 
+def test_what_backward_keeps_grows_with_the_tokens_and_not_their_square():
+  model, params = planted.build([])
+
+  def kept(time):
+    tokens_BT = jnp.zeros((1, time), jnp.int32)
+    _, pull_back = jax.eval_shape(
+      lambda params: jax.vjp(
+        lambda p: model.apply({'params': p}, tokens_BT).resid, params
+      ),
+      params,
+    )
+    # Booleans are the triangle that all layers share.
+    return sum(
+      leaf.size for leaf in jax.tree.leaves(pull_back) if leaf.dtype != bool
+    )
+
+  few, some, many = (kept(time) for time in (128, 256, 512))
+  # Scores alone would make it four times as much.
+  assert 0 < many - some <= 2.01 * (some - few)
+
+
 def test_every_parameter_names_its_logical_axes():
   import flax.linen as nn
 

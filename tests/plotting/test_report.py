@@ -284,7 +284,9 @@ def test_low_panels_are_low_on_the_page():
     title='low', series=made.LINES.panels[0].series, x_label='', y_label='',
     low=True,
   )  # fmt: skip
-  figure = spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
+  figure = spec.Figure(
+    name='f', title='', caption='', alt='', panels=(chart,) * 3
+  )
   section = spec.Section(
     name='s', title='', claim='', verdict='holds', finding='', control='',
     figures=(figure,),
@@ -294,4 +296,5 @@ def test_low_panels_are_low_on_the_page():
     stills={'f': page.Still(b'', 1, 1)}, open_points=(), provenance={},
     command='',
   )  # fmt: skip
-  assert '<div class="plot low"></div>' in text
+  assert text.count('<div class="plot low"></div>') == 3
+  assert text.count('<div class="panel wide">') == 1, 'the one left over'

@@ -133,6 +133,52 @@ def test_a_matrix_keeps_its_blanks_its_range_and_its_origin():
   )
 
 
+@pytest.mark.parametrize(
+  ('names', 'rotation'),
+  [(('0', '30', '60'), 0), ((), 0), (('a long name',) * 12, 90)],
+)
+def test_names_of_columns_lie_across_where_there_is_room(names, rotation):
+  matrix = spec.Heatmap(
+    title='', values=np.ones((3, len(names) or 3)), x_label='', y_label='',
+    value_label='', x_names=names,
+  )  # fmt: skip
+  figure = spec.Figure(name='f', title='', caption='', alt='', panels=(matrix,))
+  labels = static.draw(figure).axes[0].get_xticklabels()
+  assert {label.get_rotation() for label in labels} == {rotation}
+
+
+def test_rows_count_from_the_first_whichever_is_on_top():
+  def limits(origin, **more):
+    matrix = spec.Heatmap(
+      title='', values=np.ones((5, 2)), x_label='', y_label='',
+      value_label='', y_first=7, origin=origin, **more,
+    )  # fmt: skip
+    figure = spec.Figure(
+      name='f', title='', caption='', alt='', panels=(matrix,)
+    )
+    return static.draw(figure).axes[0].get_ylim()
+
+  assert limits('lower') == (6.5, 11.5)
+  assert limits('upper') == (11.5, 6.5)
+  assert limits('lower', y_names=tuple('abcde')) == (-0.5, 4.5)
+
+
+def test_a_low_panel_left_over_takes_its_row_whole():
+  def width(count, low=True):
+    panel = spec.Chart(
+      title='', series=made.LINES.panels[0].series, x_label='', y_label='',
+      low=low,
+    )  # fmt: skip
+    figure = spec.Figure(
+      name='f', title='', caption='', alt='', panels=(panel,) * count
+    )
+    cell = static.draw(figure).axes[-1].get_subplotspec()
+    return len(cell.colspan)
+
+  assert [width(count) for count in (1, 2, 3, 4, 5)] == [1, 1, 2, 1, 2]
+  assert width(3, low=False) == 1
+
+
 def test_ridges_keep_the_peaks_of_a_wide_model():
   lines = static.draw(made.WIDE).axes[0].lines
   values = made.WIDE.panels[0].values

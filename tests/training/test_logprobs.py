@@ -350,6 +350,26 @@ def test_each_column_scores_the_next_token_of_its_text():
   np.testing.assert_array_equal(mask, want != 0)
 
 
+def test_tokens_that_are_not_wanted_get_no_score_and_change_none():
+  model, params = small()
+  batch = planted.batch(count=2)
+  tokens_BT, segments_BT = (np.asarray(x) for x in batch)
+  wanted_BT = np.random.default_rng(3).random(tokens_BT.shape) < 0.5
+  scores, mask_BT = logprobs.answer_logprobs(model, params, *batch)
+  some, learnt_BT = logprobs.answer_logprobs(
+    model, params, *batch, wanted_BT, entropy=False
+  )
+  expected_BT = np.array(mask_BT)
+  # A column scores the token after it.
+  expected_BT[:, :-1] &= wanted_BT[:, 1:]
+  np.testing.assert_array_equal(learnt_BT, expected_BT)
+  assert 0 < expected_BT.sum() < mask_BT.sum()
+  np.testing.assert_allclose(
+    some.logp_BT, np.where(expected_BT, scores.logp_BT, 0), atol=1e-5
+  )
+  assert some.entropy_BT is None
+
+
 def test_packed_rows_are_unpacked_rows():
   model, params = small()
   texts = [t[:n] for t, n in zip(planted.texts(4), (13, 5, 9, 1))]

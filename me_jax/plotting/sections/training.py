@@ -14,6 +14,7 @@ from me_jax.plotting import spec
 from me_jax.plotting.sections import mitigation_tables as words
 from me_jax.plotting.sections import training_curves as curves
 from me_jax.plotting.sections import training_figures as figures_lib
+from me_jax.plotting.sections import training_gates as gates_lib
 from me_jax.plotting.sections import training_inside as inside_lib
 from me_jax.plotting.sections import training_rows as rows_lib
 from me_jax.plotting.sections import training_tables as tables_lib
@@ -109,7 +110,7 @@ def _finding(
     )
   said += _training(run)
   said += figures_lib.method_said(run)
-  said += inside_lib.gates_said(run)
+  said += gates_lib.said(run)
   said += inside_lib.said(run)
   said += _me_layer(run)
   return said
@@ -222,7 +223,7 @@ def _control(
       f'If the step was chosen among {looks:,} evaluations by one of these sets, '
       'the change of that set is the best of them, and a little too good.'
     )
-  if inside_lib.gates(run) is not None:
+  if gates_lib.gates(run) is not None:
     said.append(
       'That gates help does not say that massive activations matter: the control '
       'is a run with the same gates on another token or in other layers.'

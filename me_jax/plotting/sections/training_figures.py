@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from me_jax.plotting import spec
 from me_jax.plotting.sections import training_curves as curves
+from me_jax.plotting.sections import training_gates as gates_lib
 from me_jax.plotting.sections import training_held_out as held_out_lib
 from me_jax.plotting.sections import training_inside as inside_lib
 from me_jax.plotting.sections import training_rows as rows_lib
@@ -39,7 +40,7 @@ def figures(
     held_out_lib.figure(run, held_out, chosen),
     _loss(run),
     _method(run),
-    inside_lib.gates_figure(run),
+    gates_lib.figure(run),
     inside_lib.figure(run),
   )
   return tuple(figure for figure in found if figure is not None)

@@ -123,6 +123,7 @@ def _result(
     x_label='',
     y_label=f'change, {tables_lib.unit(held_out)}',
     categories=tuple(one.name for one in held_out),
+    clear=True,
   )
 
 
@@ -170,6 +171,7 @@ def _course(
     y_label=f'change, {units.pop()}' if len(units) == 1 else 'change',
     marks=() if chosen is None else (float(chosen),),
     mark_label='' if chosen is None else f'kept: step {chosen:,}',
+    clear=True,
   )
 
 

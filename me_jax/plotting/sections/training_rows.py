@@ -146,17 +146,31 @@ def change(run: Run, name: str) -> tuple[Curve, np.ndarray, np.ndarray]:
 
   Returns:
     The change, and the ends of its interval, `[n]`. Rows may hold the change of
-    the same texts as `change`, `change_low` and `change_high`; else the interval
-    is the loss' own, moved by as much.
+    the same texts as `change`, `change_low` and `change_high`, which the first
+    need not; without them in any set the interval is the loss' own, moved by as
+    much.
   """
+  loss = curve(run.held_out, 'sets', name, 'loss')
   paired = curve(run.held_out, 'sets', name, 'change')
   if len(paired.step_n):
     ends = ('change_low', 'change_high')
-    low, high = (curve(run.held_out, 'sets', name, end) for end in ends)
-    return paired, _at(low, paired), _at(high, paired)
-  loss = curve(run.held_out, 'sets', name, 'loss')
+    low, high = (
+      _at(curve(run.held_out, 'sets', name, end), paired) for end in ends
+    )
+    first_n = loss.finite().step_n[:1]
+    if len(first_n) and first_n[0] < paired.step_n[0]:
+      # Against itself nothing has changed.
+      paired = Curve(
+        *(np.r_[zero, n] for zero, n in zip((first_n, 0.0), paired))
+      )
+      low, high = np.r_[0.0, low], np.r_[0.0, high]
+    return paired, low, high
   low, high = (curve(run.held_out, 'sets', name, e) for e in ('low', 'high'))
   start = loss.finite().y_n[:1].sum()
+  if is_paired(run):
+    # One far wider than the others would hide them.
+    none_n = np.full(len(loss.y_n), math.nan)
+    return Curve(loss.step_n, loss.y_n - start), none_n, none_n
   return (
     Curve(loss.step_n, loss.y_n - start),
     _at(low, loss) - start,

@@ -282,6 +282,44 @@ def test_paired_intervals_are_taken_where_rows_have_them():
   assert 'of the change on the same texts' in section.figures[0].caption
 
 
+def test_paired_changes_start_at_zero_and_set_the_scale_of_their_guard():
+  rows = made.evaluations(count=3)
+  for row in rows[1:]:
+    row['sets']['C4'] |= {
+      'change': 0.004, 'change_low': 0.001, 'change_high': 0.007,
+    }  # fmt: skip
+  for row in rows:
+    row['sets']['C4'] |= {'low': 0.0, 'high': 4.0}
+  held_out = [made.held_out(), made.kept()]
+  found = training.section(rows, held_out).figures[0]
+  panels = {panel.title: panel for panel in found.panels}
+  line = panels['off the task: over steps, against step 0'].series[0]
+  np.testing.assert_array_equal(line.x, [0, 100, 200])
+  np.testing.assert_array_equal(
+    [line.y, line.low, line.high],
+    [[0, 0.004, 0.004], [0, 0.001, 0.001], [0, 0.007, 0.007]],
+  )
+  low, high = static.draw(found).axes[3].get_ylim()
+  assert -0.01 < low < 0 and made.GUARD < high < 2 * made.GUARD
+  # A set without pairs has no band: it would be of another kind.
+  other = panels['on the task: over steps, against step 0'].series[0]
+  assert np.isnan(other.low).all() and np.isnan(other.high).all()
+  assert other.y[0] == 0 and other.y[-1] < -0.2
+
+
+def test_legends_of_held_out_sets_hide_nothing():
+  rows = made.evaluations()
+  held_out = [made.held_out(), made.kept()]
+  found = training.section(rows, held_out, chosen=160).figures[0]
+  drawn = static.draw(found)
+  drawn.draw_without_rendering()
+  for axes, panel in zip(drawn.axes, found.panels):
+    to_data = axes.transData.inverted()
+    ((_, bottom), _) = to_data.transform(axes.get_legend().get_window_extent())
+    tops = [one.y if one.high is None else one.high for one in panel.series]
+    assert bottom > max(np.nanmax(top) for top in tops), panel.title
+
+
 def test_a_set_that_comes_later_or_is_not_described_is_drawn_too():
   rows = made.evaluations(count=4)
   del rows[0]['sets']['C4']
@@ -291,64 +329,9 @@ def test_a_set_that_comes_later_or_is_not_described_is_drawn_too():
   assert panel.title == 'held-out texts: over steps, against step 0'
 
 
-def test_gates_are_shown_in_their_layers_before_and_after():
-  rows = made.looks(count=30)
-  panels = figure('gates', rows)
-  before, after = panels['mean gate by layer'].series
-  np.testing.assert_array_equal(after.x, np.arange(12, 30))
-  np.testing.assert_allclose(after.y, rows[-1]['gates']['mean_G'])
-  np.testing.assert_allclose(before.y, 1.0)
-  heat = panels['share below a half over steps']
-  assert heat.values.shape == (30, 20) == (30, len(heat.x_names))
-  assert heat.x_names[0] == '0' and heat.x_names[-1] == '200'
-  assert np.isnan(heat.values[:12]).all(), 'no gates there'
-  np.testing.assert_allclose(
-    heat.values[12:, -1], rows[-1]['gates']['masked_G']
-  )
-  said = training.section(rows).finding
-  assert 'At step 200 the mean gate is 0.85 (1 at step 0)' in said
-  assert 'Most are in layer 29: 40.0 % of its gates.' in said
-  assert 'same gates on another token' in training.section(rows).control
-  one = figure('gates', rows[:1])
-  assert list(one) == [
-    'mean gate by layer, step 0', 'share below a half by layer, step 0',
-  ]  # fmt: skip
-
-
-def test_gates_whose_lists_do_not_fit_are_passed_over():
-  rows = made.looks(count=3)
-  rows[1]['gates']['layers'] = [12, 13]
-  heat = figure('gates', rows)['mean gate over steps']
-  assert heat.x_names == ('0', '200')
-
-
 @pytest.mark.parametrize('value', [None, True, '2.0', [2.0], math.inf, 10**400])
 def test_what_is_no_finite_number_is_a_gap(value):
   assert math.isnan(training_rows.number(value))
-
-
-def test_the_inside_is_shown_beside_its_start():
-  rows = made.looks(layers=None)
-  rows[2]['me_layer'], rows[4]['me_layer'] = 14, None
-  for row in rows:
-    row['effective_rank'] = 3.0
-  panels = figure('inside', rows)
-  assert list(panels) == [
-    'ME Layer', 'spike', 'sink rate', 'rigidity', 'effective rank',
-  ]  # fmt: skip
-  line, start = panels['spike'].series
-  np.testing.assert_allclose(line.y, [row['spike'] for row in rows])
-  np.testing.assert_array_equal(start.y, [23_700.0] * 2)
-  assert start.style == 'level' and panels['spike'].log_y
-  assert not panels['sink rate'].log_y
-  assert np.isnan(panels['ME Layer'].series[0].y[4])
-  section = training.section(rows)
-  assert 'The ME Layer is another one first at step 80.' in section.finding
-  assert 'found in 1 of 6 looks, first at step 160.' in section.finding
-  assert ('spike', '23,700', '58.75') in section.tables[0].rows
-  for row in rows:
-    row['me_layer'] = None
-  assert 'No look found an ME Layer.' in training.section(rows).finding
 
 
 def test_what_a_method_writes_is_shown_where_it_is_written():

@@ -1,0 +1,193 @@
+"""Workers that measure a step of training, and the peer in PyTorch.
+
+Supervised fine-tuning of the default model in float32: rows of 512 tokens,
+loss of the answers' tokens alone, gradients clipped to a norm of one, AdamW.
+Ours are packed rows of several texts; the peer, which cannot pack without
+another attention kernel, takes each row for one text, which is less work.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import numpy as np
+
+SHAPE = (4, 512)
+_TEXTS = 3  # a row
+_ANSWER = 0.6  # of a text's tokens, as in GSM8K under a chat template
+_RATE = 1e-5
+_STEPS = 5
+
+
+def _batch(vocab: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Returns tokens, segments and wanted tokens, `[B, T]` each."""
+  random = np.random.default_rng(0)
+  tokens = random.integers(0, vocab, SHAPE).astype(np.int32)
+  segments, wanted = np.zeros(SHAPE, np.int32), np.zeros(SHAPE, bool)
+  for row in range(SHAPE[0]):
+    ends = np.sort(random.integers(100, SHAPE[1] - 100, _TEXTS - 1))
+    pieces = np.split(np.arange(SHAPE[1]), ends)
+    for number, columns in enumerate(pieces, 1):
+      segments[row, columns] = number
+      wanted[row, columns[round(len(columns) * (1 - _ANSWER)) :]] = True
+  return tokens, segments, wanted
+
+
+def _measured(step: Any) -> dict[str, float]:
+  """Runs steps; `step` returns the loss, as a number of Python's.
+
+  Returns:
+    Tokens per second by the median step, the first two left out, the loss
+    after all steps, and the peak memory of the process in MB.
+  """
+  losses, times = [], []
+  for _ in range(_STEPS + 2):
+    start = time.perf_counter()
+    losses.append(step())
+    times.append(time.perf_counter() - start)
+  return {
+    'rate': SHAPE[0] * SHAPE[1] / float(np.median(times[2:])),
+    'first_loss': losses[0],
+    'last_loss': losses[-1],
+    'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
+  }
+
+
+def jax_train(folder: str, part: str) -> dict[str, float]:
+  """Times steps of ours.
+
+  Args:
+    folder: of the model.
+    part: what is trained, `full` or `gates`.
+  """
+  import me_jax
+  from me_jax.mitigation import gates
+  from me_jax.training import trained
+
+  lm = me_jax.load(folder)
+  settings = trained.Trained(parts=(part,))
+  if part == 'gates':
+    # All layers after the default model's emergence span.
+    after = tuple(range(12, lm.config.num_hidden_layers))
+    settings = trained.Trained(gates=gates.Gates(layers=after))
+  tree, frozen = trained.split(lm.model, lm.params, settings)
+  model, vocab = lm.model, lm.config.vocab_size
+  del lm  # full training has copies of its own
+  advance, state = _jax_step(model, settings, tree)
+  batch = _batch(vocab)
+
+  def step() -> float:
+    nonlocal tree, state
+    tree, state, loss = advance(tree, state, frozen, batch)
+    return float(loss)
+
+  return _measured(step)
+
+
+def _jax_step(model: Any, settings: Any, tree: Any) -> tuple[Any, Any]:
+  """Returns the compiled step and the optimiser's first state."""
+  import jax
+  import optax
+
+  from me_jax.training import logprobs
+  from me_jax.training import losses
+  from me_jax.training import trained
+
+  optimiser = optax.chain(
+    optax.clip_by_global_norm(1.0), optax.adamw(_RATE, weight_decay=0.0)
+  )
+
+  def step(tree, state, frozen, batch):
+    tokens_BT, segments_BT, wanted_BT = batch
+
+    def loss_of(tree):
+      params = trained.merge(tree, frozen, settings)
+      scores, learnt_BT = logprobs.answer_logprobs(
+        model, params, tokens_BT, segments_BT, wanted_BT, entropy=False
+      )
+      total, tokens = losses.sft(scores.logp_BT, learnt_BT)
+      return total / tokens
+
+    loss, gradient = jax.value_and_grad(loss_of)(tree)
+    updates, state = optimiser.update(gradient, state, tree)
+    tree = trained.project(optax.apply_updates(tree, updates), settings)
+    return tree, state, loss
+
+  return jax.jit(step, donate_argnums=(0, 1)), optimiser.init(tree)
+
+
+def torch_train(
+  folder: str, attention: str = 'sdpa', kind: str = 'fused'
+) -> dict[str, float]:
+  """Times the same steps of Hugging Face's model.
+
+  Args:
+    folder: of the model.
+    attention: `sdpa`, which is the faster one, or `eager`.
+    kind: of AdamW, `fused`, which is the faster one, or `foreach`.
+  """
+  import torch
+  import transformers
+
+  model = transformers.AutoModelForCausalLM.from_pretrained(
+    folder, dtype=torch.float32, attn_implementation=attention
+  ).train()
+  model.config.use_cache = False
+  tokens, _, wanted = _batch(model.config.vocab_size)
+  tokens = torch.tensor(tokens).long()
+  labels = torch.where(torch.tensor(wanted), tokens, -100)
+  optimiser = torch.optim.AdamW(
+    model.parameters(), lr=_RATE, weight_decay=0.0, **{kind: True}
+  )
+
+  def step() -> float:
+    optimiser.zero_grad(set_to_none=True)
+    loss = model(input_ids=tokens, labels=labels).loss
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimiser.step()
+    return float(loss.detach())
+
+  return _measured(step)
+
+
+def loss_memory(folder: str) -> dict[str, int]:
+  """Compares XLA's temporary memory of a loss and its gradient."""
+  import dataclasses
+
+  import jax
+  import jax.numpy as jnp
+
+  from me_jax.models import config as config_lib
+  from me_jax.training import logprobs
+
+  config = config_lib.ModelConfig.from_hf(folder)
+  width, sizes = 64, {}  # the head is as wide as the states are
+  for vocab in (8192, 131072):
+
+    def loss(table_VD, hidden_BTD, targets_BT, wanted_BT, vocab=vocab):
+      scores = logprobs.token_logprobs(
+        dataclasses.replace(config, vocab_size=vocab),
+        {'embed_tokens': {'embedding': table_VD}},
+        hidden_BTD,
+        targets_BT,
+        wanted_BT=wanted_BT,
+        blocks=8,
+        entropy=False,
+      )
+      return -jnp.sum(scores.logp_BT)
+
+    shape = lambda *dims, kind=jnp.float32: jax.ShapeDtypeStruct(dims, kind)  # noqa: E731
+    lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(
+      shape(vocab, width),
+      shape(*SHAPE, width),
+      shape(*SHAPE, kind=jnp.int32),
+      shape(*SHAPE, kind=jnp.bool_),
+    )
+    sizes[vocab] = lowered.compile().memory_analysis().temp_size_in_bytes
+  return {str(vocab): size for vocab, size in sizes.items()}
+
+
+WORKERS = (jax_train, torch_train, loss_memory)
