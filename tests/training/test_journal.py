@@ -121,6 +121,20 @@ def test_a_resumed_run_counts_its_own_steps(watch):
   assert watched.written[0]['seconds'] == 3
 
 
+def test_tokens_before_a_stop_count_but_were_not_seen_just_now(watch):
+  watched = watch(log_every=4)
+  watched.step(1, tokens=70)
+  state = watched.journal.state()
+  assert not watched.written
+  again = watch(step=1, log_every=4)
+  again.journal.restore(state)
+  for step in (2, 3, 4, 5, 6, 7):
+    again.step(step, seconds=2.0, tokens=10)
+  first, second = again.written
+  assert (first['tokens'], first['tokens_per_s']) == (100, 5)
+  assert (second['tokens'], second['tokens_per_s']) == (30, 5)
+
+
 @pytest.mark.parametrize('parts', [('gates',), ('full',)])
 def test_utilisation_is_of_all_chips(watch, parts):
   train = dataclasses.replace(settings.Run(data=None).train, parts=parts)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import types
 
 import numpy as np
 import pytest
 
+from me_jax import errors
 from me_jax.training import data
 from me_jax.training import held_out
 from me_jax.training import judge
@@ -155,6 +157,9 @@ def test_lines_have_losses_with_their_intervals(judged):
   assert 1.0 < task['low'] < 1.4 < 1.6 < task['high'] < 2.0
   assert (task['tokens'], task['texts']) == (TEXTS * TOKENS, TEXTS)
   assert 'correct' not in task
+  # Against the start, text by text: of each as much.
+  changes = [task[name] for name in ('change', 'change_low', 'change_high')]
+  assert changes == pytest.approx([-0.5] * 3)
   json.dumps(values, allow_nan=False)
 
 
@@ -183,6 +188,14 @@ def test_a_judge_goes_on_as_if_it_had_not_been_away(judged):
   assert compared(again, 30, task=1.6) is None
   assert compared(again, 40, task=1.4, far=1.26) is None
   assert compared(again, 50, task=1.4) == pytest.approx(1.4)
+
+
+def test_other_rows_are_not_compared_with_those_of_before(judged):
+  state = judged(start=START).state()
+  rows = packing.Packed(*(np.ones((1, 4), x.dtype) for x in SETS[1].packed[0]))
+  others = (SETS[0], dataclasses.replace(SETS[1], packed=(rows,)), SETS[2])
+  with pytest.raises(errors.MeJaxError, match='with other rows of far: they'):
+    judged(sets=others).restore(state)
 
 
 def test_before_the_first_evaluation_there_is_a_state_too(judged):

@@ -267,8 +267,8 @@ def test_scores_stand_at_their_token_packed_or_alone(both):
     at = 0
     for one in row:
       values = logps(reference, one, 0.7).detach().numpy()
-      # 0 for the first, which nothing predicts.
-      want_BT[b, at + 1 : at + len(one.tokens_T)] = values
+      # 0 for the first, which nothing predicts, and for what is not learnt.
+      want_BT[b, at + 1 : at + len(one.tokens_T)] = values * one.wanted_T[1:]
       at += len(one.tokens_T)
   np.testing.assert_allclose(found_BT, want_BT, atol=2e-5)
   assert ((found_BT == 0) == (want_BT == 0)).all()

@@ -149,7 +149,8 @@ def test_parts_of_a_batch_are_the_batch(kind):
   assert want[1]['grad_norm'] > 0.1
   # The mean of the parts' means would be another number.
   parts = [
-    taken(run, jax.tree.map(lambda x, i=i: x[i : i + 1], batch))[1] for i in range(4)
+    taken(run, jax.tree.map(lambda x, i=i: x[i : i + 1], batch))[1]
+    for i in range(4)
   ]
   if kind == 'sft':
     assert len({float(one['counted']) for one in parts}) == 4
