@@ -208,11 +208,10 @@ def _chat(
 ) -> Example:
   """Encodes a chat of which answers, or all tokens, are learnt."""
   ids = _ids(tokenizer, config, chat, where)
-  if answers == 'whole':
-    return Example(np.array(ids, np.int32), np.ones(len(ids), bool))
-  wanted_T = np.zeros(len(ids), bool)
+  wanted_T = np.full(len(ids), answers == 'whole')
   turns = [i for i, turn in enumerate(chat) if turn['role'] == 'assistant']
-  for turn in turns if answers == 'all' else turns[-1:]:
+  few = {'last': turns[-1:], 'all': turns, 'whole': []}[answers]
+  for turn in few:
     start, stop = answers_lib.span(tokenizer, config, chat, ids, turn)
     wanted_T[start : answers_lib.through_end(tokenizer, ids, stop)] = True
   if not wanted_T.any():

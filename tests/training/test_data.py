@@ -108,6 +108,38 @@ def test_hosts_read_their_shares(config, tmp_path):
   np.testing.assert_array_equal(together, whole.tokens_BT)
 
 
+@pytest.mark.parametrize(
+  ('rows', 'want'),
+  [
+    (None, 'abcdef'),
+    ((None, None), 'abcdef'),
+    ((0, 2), 'ab'),
+    ((4, None), 'ef'),
+    ((-2, None), 'ef'),
+    ((None, -2), 'abcd'),
+    ((4, 99), 'ef'),
+  ],
+)
+def test_a_source_may_be_a_slice_of_its_rows(config, tmp_path, rows, want):
+  path = chats.write(tmp_path / 'a.jsonl', ROWS)
+  source = data.Source(data=path, rows=rows)
+  found = data.rows_of(source, 'texts')
+  assert ''.join(record.row['question'] for record in found) == want
+  # And is one in a mix, also over several files.
+  mix = data.Mix(sources=(source, data.Source(data=[path, path], rows=(5, 8))))
+  counts = load(config, mix).counts
+  assert [count.used for count in counts] == [len(want), 3]
+
+
+def test_a_slice_without_rows_is_refused(config, tmp_path):
+  path = chats.write(tmp_path / 'a.jsonl', ROWS)
+  source = data.Source(data=path, rows=(6, None))
+  with pytest.raises(me_jax.MeJaxError, match='has 6 rows, none of them in'):
+    data.rows_of(source, 'texts')
+  with pytest.raises(me_jax.MeJaxError, match='none of them in the slice'):
+    load(config, source)
+
+
 def test_bad_files_are_refused(tmp_path):
   def refusal(place, kind='texts'):
     with pytest.raises(me_jax.MeJaxError) as caught:

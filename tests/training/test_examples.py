@@ -60,6 +60,36 @@ def test_all_answers_are_learnt_on_request(config):
   )
 
 
+def test_the_whole_chat_is_learnt_on_request(config):
+  two = {'messages': chats.chat('ab', 'cd', 'ef', 'gh', 'ij')}
+  text = '<bos>u ab<end>.a cd<end>.u ef<end>.a gh<end>.u ij<end>.'
+  assert marked(config, two, answers='whole') == f'[{text}]'
+  # The chat is the same text that has its answers learnt.
+  found = marked(config, two, answers='all')
+  assert found.replace('[', '').replace(']', '') == text
+
+
+def test_without_a_template_a_whole_chat_ends_as_its_answer_does(config):
+  one = {'messages': chats.chat('ab', 'cd')}
+  last = marked(config, one, template=None)
+  assert last.endswith('cd<eos>]')
+  text = last.replace('[', '').replace(']', '')
+  assert marked(config, one, template=None, answers='whole') == f'[{text}]'
+
+
+def test_answers_are_last_all_or_whole(config):
+  one = {'messages': chats.chat('ab', 'cd')}
+  with pytest.raises(
+    me_jax.MeJaxError, match="'some', must be one of last, al"
+  ):
+    encode(config, 'texts', one, answers='some')
+  # Of a pair it is always the last answer: the prompt does not tell them.
+  pair = {'prompt': 'ab', 'chosen': 'cd', 'rejected': 'e'}
+  for answers in examples.ANSWERS:
+    found, _ = encode(config, 'pairs', pair, answers=answers)
+    assert [text.wanted_T.sum() for text in found.examples[0]] == [3, 2]
+
+
 def test_of_a_plain_text_everything_is_learnt(config):
   assert marked(config, {'text': 'ab cd'}) == '[ab cd]'
 
