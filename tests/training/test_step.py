@@ -15,6 +15,7 @@ import me_jax
 from me_jax.mitigation import gates
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
+from me_jax.models import sink
 from me_jax.training import data
 from me_jax.training import examples
 from me_jax.training import lora
@@ -31,7 +32,8 @@ LENGTH = 24
 LENGTHS = (5, 21, 9, 14)
 GATES = gates.Gates(layers=(0, 1))
 SMALL = lora.Lora(rank=2, targets=('q_proj', 'down_proj'))
-PARTS = [('gates',), ('lora',), ('full',), ('gates', 'lora')]
+# A rate that moves everything, and a decay that moves more.
+OPTIM = settings.Optimizer(lr=0.01, weight_decay=0.1)
 
 
 def run_of(parts=('full', 'gates'), **fields):
@@ -100,21 +102,26 @@ METHODS = {
 }
 
 
-@functools.cache
-def stepped(run, how=None, **attributes):
-  """Returns a compiled step of a run, by plain descent unless said otherwise.
+# By plain descent a tree after a step is its gradient.
+DESCENT = optax.sgd(1.0)
+ADAM = optimizer.make(OPTIM, 10)
 
-  So a tree after a step is its gradient.
-  """
+
+@functools.cache
+def stepped(run, how=DESCENT, **attributes):
+  """Returns a step of a run, which is compiled once for all tests."""
   model = dataclasses.replace(small()[0], **attributes)
-  how = how or optax.sgd(1.0)
   return jax.jit(step_lib.make(model, run, how, objectives.of(run)))
 
 
-def taken(run, batch, how=None, **attributes):
+def taken(run, batch, **attributes):
   """Returns the state after one step, and what the step says."""
-  state, frozen = begun(run, how or optax.sgd(1.0))
-  return stepped(run, how, **attributes)(state, frozen, batch)
+  state, frozen = begun(run, DESCENT)
+  return stepped(run, **attributes)(state, frozen, batch)
+
+
+def nothing_of(batch):
+  return batch._replace(wanted_BT=np.zeros_like(batch.wanted_BT))
 
 
 def assert_near(found, want):
@@ -147,28 +154,29 @@ def test_parts_of_a_batch_are_the_batch(kind):
   want, found = taken(run, batch), taken(four, batch)
   assert_near(found, want)
   assert want[1]['grad_norm'] > 0.1
-  # The mean of the parts' means would be another number.
-  parts = [
-    taken(run, jax.tree.map(lambda x, i=i: x[i : i + 1], batch))[1]
-    for i in range(4)
-  ]
-  if kind == 'sft':
-    assert len({float(one['counted']) for one in parts}) == 4
-    mean = np.mean([one['loss'] for one in parts])
-    assert abs(mean - want[1]['loss']) > 0.01
-  assert sum(one['counted'] for one in parts) == want[1]['counted']
+
+
+def test_the_mean_of_the_means_of_parts_would_be_another():
+  """Of the batch that these tests divide, or they would show little."""
+  batch = batch_of('sft')
+  parts = []
+  for i in range(4):
+    wanted_BT = batch.wanted_BT & (np.arange(4) == i)[:, None]
+    parts.append(taken(run_of(), batch._replace(wanted_BT=wanted_BT))[1])
+  whole = taken(run_of(), batch)[1]
+  assert len({float(one['counted']) for one in parts}) == 4
+  assert sum(one['counted'] for one in parts) == whole['counted']
+  mean = np.mean([one['loss'] for one in parts])
+  assert abs(mean - whole['loss']) > 0.01
 
 
 def test_texts_that_share_a_row_are_texts_alone():
   run = run_of()
   one, two, three, four = texts()
-  packed = packing.lay_out([[two], [one, four], [three]], LENGTH)
+  # A row of padding alone changes nothing either.
+  packed = packing.lay_out([[two], [one, four], [three], []], LENGTH)
   assert packed.segments_BT.max() == 2
-  found, want = taken(run, packed), taken(run, alone(texts()))
-  assert_near(found, want)
-  # Rows of padding alone change nothing either.
-  more = packing.lay_out([[two], [one, four], [three], []], LENGTH)
-  assert_near(taken(run, more), want)
+  assert_near(taken(run, packed), taken(run, alone(texts())))
 
 
 @pytest.mark.parametrize('policy', [*decoder.REMAT_POLICIES][1:])
@@ -177,20 +185,16 @@ def test_what_backward_computes_again_is_the_same(policy):
   assert_near(taken(run, batch, remat=policy), taken(run, batch))
 
 
-@pytest.mark.parametrize('parts', PARTS)
-def test_steps_change_what_is_trained_and_no_bit_elsewhere(parts):
+@pytest.mark.parametrize('part', ['gates', 'lora', 'full'])
+def test_steps_change_what_is_trained_and_no_bit_elsewhere(part):
   model, given = small()
   # A mask that gates start from, and that stays where there are none.
   masked = me_jax.wemask(model, given, layers=(1,), rate=0.5, strength=0.5)
-  optim = settings.Optimizer(lr=0.01, weight_decay=0.1)
-  run = run_of(parts, optim=optim)
-  how = optimizer.make(run.optim, run.steps)
-  state, frozen = begun(run, how, masked)
+  run = run_of((part,))
+  state, frozen = begun(run, ADAM, masked)
   before = bits(frozen)
   start = bits(trained.merge(state.tree, frozen, run.train))
-  step = jax.jit(
-    step_lib.make(model, run, how, objectives.of(run)), donate_argnums=0
-  )
+  step = stepped(run, ADAM)
   shapes = jax.tree.map(lambda x: (x.shape, x.dtype), state)
   for done in range(3):
     state, means = step(state, frozen, batch_of('sft'))
@@ -205,24 +209,20 @@ def test_steps_change_what_is_trained_and_no_bit_elsewhere(parts):
     "['layers']['mlp']['down_proj']['kernel']",
   }
   own = {'gates': scale, 'lora': kernels, 'full': end.keys() - scale}
-  assert changed == set().union(*(own[part] for part in parts))
+  assert changed == own[part]
 
 
-@pytest.mark.parametrize('parts', [1, 2])
-def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(parts):
-  run = run_of(
-    ('gates',), compute=settings.Compute(vocabulary_chunk=16, parts=parts)
-  )
+def test_a_step_that_is_not_finite_leaves_the_state_as_it_was():
+  run = run_of(('gates',))
   _, params = small()
   table = params['embed_tokens']['embedding'].at[7].set(np.nan)
   params = {**params, 'embed_tokens': {'embedding': table}}
-  how = optimizer.make(run.optim, run.steps)
-  state, frozen = begun(run, how, params)
+  state, frozen = begun(run, ADAM, params)
   good = batch_of('sft')
   good.tokens_BT[good.tokens_BT == 7] = 8
   bad = good._replace(tokens_BT=good.tokens_BT.copy())
   bad.tokens_BT[2, 4] = 7
-  step = stepped(run, how)
+  step = stepped(run, ADAM)
   state, means = step(state, frozen, good)
   assert means['finite'] and state.step == 1
   kept, means = step(state, frozen, bad)
@@ -234,16 +234,28 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was(parts):
   assert bits(after) == bits(step(state, frozen, good)[0])
 
 
-def plain(of, run, how=None, model=None, **frozen_params):
-  """Returns a step whose objective is a function of parameters and batch."""
-  how = how or optax.sgd(1.0)
+def plain(of, run, how=DESCENT):
+  """Returns a step whose objective is a function of a weight and the batch."""
   tree = {'full': {'norm': {'weight': jnp.array([2.0, 0.0, -0.0])}}}
-  state = step_lib.start(how, tree)
-  frozen = trained.Frozen(frozen_params)
-  step = step_lib.make(model, run, how, lambda _, params, batch: of(
-    params['norm']['weight'], batch
-  ))  # fmt: skip
-  return jax.jit(step), state, frozen
+
+  def objective(model, params, batch):
+    del model
+    return of(params['norm']['weight'], batch)
+
+  step = jax.jit(step_lib.make(None, run, how, objective))
+  return step, step_lib.start(how, tree), trained.Frozen({})
+
+
+def of_gates(run, how, params=None):
+  """Returns the same of gates, whose loss is their sum, weighted by a batch."""
+
+  def objective(model, params, batch):
+    del model
+    loss = jnp.sum(params['layers'][sink.SCALE] * batch)
+    return {'loss': (loss, jnp.float32(1))}
+
+  step = jax.jit(step_lib.make(None, run, how, objective))
+  return step, *begun(run, how, params)
 
 
 def test_a_gradient_that_is_not_finite_is_no_step_either():
@@ -292,12 +304,10 @@ def test_the_norm_is_that_before_the_cut():
 
 def test_a_batch_with_nothing_to_learn_is_a_step_of_zero():
   run = run_of()
-  batch = batch_of('sft')
-  batch = batch._replace(wanted_BT=np.zeros_like(batch.wanted_BT))
-  state, means = taken(run, batch)
+  state, means = taken(run, nothing_of(batch_of('sft')))
   assert means['loss'] == means['grad_norm'] == means['counted'] == 0
   assert means['finite'] and state.step == 1
-  start, _ = begun(run, optax.sgd(1.0))
+  start, _ = begun(run, DESCENT)
   jax.tree.map(np.testing.assert_array_equal, state.tree, start.tree)
 
 
@@ -306,13 +316,10 @@ def test_the_penalty_pulls_gates_towards_one(form):
   model, given = small()
   params = me_jax.wemask(model, given, layers=(0, 1), rate=0.5, strength=0.5)
   run = run_of(('gates',), penalty=settings.Penalty(weight=3.0, form=form))
-  state, frozen = begun(run, optax.sgd(10.0), params)
+  step, state, frozen = of_gates(run, optax.sgd(10.0), params)
   start_GD = np.asarray(state.tree['gates'])
   assert {*np.unique(start_GD)} == {0.5, 1.0}
-  batch = batch_of('sft')
-  nothing = batch._replace(wanted_BT=np.zeros_like(batch.wanted_BT))
-  step = stepped(run, optax.sgd(10.0))
-  after, means = step(state, frozen, nothing)
+  after, means = step(state, frozen, jnp.zeros_like(state.tree['gates']))
   away = np.abs(start_GD - 1) ** (1 if form == 'l1' else 2)
   np.testing.assert_allclose(means['penalty'], 3 * away.mean(), rtol=1e-6)
   # It is no part of the loss, but of what moves.
@@ -325,13 +332,14 @@ def test_the_penalty_pulls_gates_towards_one(form):
 
 
 def test_gates_are_held_in_their_interval():
-  run = run_of(('gates',))
-  how = optax.sgd(1e9)
-  state, frozen = begun(run, how)
-  after, _ = stepped(run, how)(state, frozen, batch_of('sft'))
-  gates_GD = np.asarray(after.tree['gates'])
-  assert {*np.unique(gates_GD)} >= {np.float32(0), np.float32(1.5)}
-  assert gates_GD.min() == 0 and gates_GD.max() == 1.5
+  step, state, frozen = of_gates(run_of(('gates',)), DESCENT)
+  by_GD = np.random.default_rng(0).normal(0, 1, state.tree['gates'].shape)
+  after, _ = step(state, frozen, by_GD.astype(np.float32))
+  np.testing.assert_allclose(
+    after.tree['gates'], np.clip(1 - by_GD, 0, 1.5), rtol=1e-5, atol=1e-6
+  )
+  # Which a step could leave at both ends.
+  assert (by_GD > 1).any() and (by_GD < -0.5).any()
 
 
 def test_small_updates_are_not_lost_where_bfloat16_computes():
