@@ -45,13 +45,14 @@ def run(flags: absl_flags.FlagValues) -> int:
     num_processes=flags.num_processes,
     process_id=flags.process_id,
   )
+  from me_jax.checkpoints import processes
   from me_jax.training import loop
   from me_jax.training import prepare
   from me_jax.training import run_folder
 
   _check_forms(forms)
   run_folder.has_run(out)
-  targets = _targets(out, forms)
+  targets = processes.together(functools.partial(_targets, out, forms))
   session.keep_compiled()
   with session.progress(show=distributed.is_writer()) as progress:
     plan = prepare.plan(settings, progress.step)
@@ -62,13 +63,15 @@ def run(flags: absl_flags.FlagValues) -> int:
     if distributed.is_writer():
       train_table.show_start(plan, placed)
     watched = train_table.Watched(progress)
+    # One of several processes speaks for all.
+    heard = distributed.is_writer()
     result = loop.train(
       plan,
       placed,
       out,
-      tell=watched.line,
+      tell=watched.line if heard else None,
       progress=progress.step,
-      warn=watched.warn,
+      warn=watched.warn if heard else None,
     )
     if not result.ended:
       if distributed.is_writer():
