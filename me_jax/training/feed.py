@@ -9,6 +9,7 @@ Letters: B rows, T time, P pairs.
 from __future__ import annotations
 
 from collections.abc import Callable
+import contextlib
 import functools
 import hashlib
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from me_jax.training import placement
 from me_jax.training import prepare as prepare_lib
 from me_jax.training import rollouts as rollouts_lib
 from me_jax.training import settings as settings_lib
+from me_jax.training import sharding as sharding_lib
 from me_jax.training import step as step_lib
 
 _PIECE = 8  # bytes of a row's name
@@ -84,9 +86,8 @@ def make(
 
 
 def _fed(plan: Any, batch: Any, packed: packing.Packed, **about: Any) -> Fed:
-  hosts, _ = placement.row_share(plan.mesh, plan.rules)
-  tokens = int(np.count_nonzero(packed.segments_BT)) * hosts
   texts = about.pop('texts', ())
+  tokens, about = _over_all(plan, np.count_nonzero(packed.segments_BT), about)
   return Fed(
     placement.to_global(batch, plan.mesh, plan.rules),
     packed,
@@ -94,6 +95,23 @@ def _fed(plan: Any, batch: Any, packed: packing.Packed, **about: Any) -> Fed:
     about,
     texts,
   )
+
+
+def _over_all(
+  plan: prepare_lib.Plan, tokens: int, about: dict[str, float]
+) -> tuple[int, dict[str, float]]:
+  """Returns tokens and means of the batch, from those of each process's rows."""
+  if jax.process_count() == 1:
+    return int(tokens), about
+  from jax.experimental import multihost_utils
+
+  hosts, _ = placement.row_share(plan.mesh, plan.rules)
+  tokens_H, about_HN = multihost_utils.process_allgather(
+    (np.int32(tokens), np.array([*about.values()], np.float32))
+  )
+  # As many rows each, some of them in several processes.
+  means = np.mean(about_HN, axis=0, dtype=np.float64).tolist()
+  return round(float(tokens_H.mean()) * hosts), dict(zip(about, means))
 
 
 def _dpo(
@@ -219,16 +237,18 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
     if step % method.updates:
       return last[0]
     prompts = next(plan.batches)
-    rolled = rollouts_lib.sample(
-      placed.model,
-      host_lib.readable(prepare_lib.merged(placed, run, state.tree)),
-      prompts,
-      method.sampling,
-      plan.tokenizer,
-      length=plan.length,
-      seed=(run.seed, step),
-      first=host * run.data.batch // hosts,
-    )
+    params = host_lib.readable(prepare_lib.merged(placed, run, state.tree))
+    with _by_itself(plan):
+      rolled = rollouts_lib.sample(
+        placed.model,
+        params,
+        prompts,
+        method.sampling,
+        plan.tokenizer,
+        length=plan.length,
+        seed=(run.seed, step),
+        first=host * run.data.batch // hosts,
+      )
     fed = _fed(
       plan,
       objectives.Answers(rolled.packed, rolled.advantages_B1),
@@ -247,3 +267,14 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
     return last[0]
 
   return feed
+
+
+def _by_itself(plan: prepare_lib.Plan) -> contextlib.AbstractContextManager:
+  """Returns where a process draws answers: one of several on its first device.
+
+  What it draws is its own, so that no other process may have a part in it.
+  """
+  if jax.process_count() == 1:
+    return contextlib.nullcontext()
+  mesh = sharding_lib.mesh(devices=jax.local_devices()[:1])
+  return sharding_lib.use(mesh, plan.rules)
