@@ -66,7 +66,8 @@ class Metrics:
     kept = [text for text, line in lines if line['step'] <= step]
     files.write_text(self._path, ''.join(kept))
     try:
-      self._file = open(self._path, 'a', encoding='utf-8')
+      # What a buffer kept back would be written, and fail, once more at the end.
+      self._file = open(self._path, 'ab', buffering=0)
     except OSError as error:
       raise _failure(self._path, error) from error
     if installed and tensorboard is not False:
@@ -99,9 +100,10 @@ class Metrics:
     if self._file is None:
       return
     line = {'kind': kind, 'step': int(step), **_plain(values)}
+    rest = json.dumps(line, allow_nan=False).encode() + b'\n'
     try:
-      self._file.write(json.dumps(line, allow_nan=False) + '\n')
-      self._file.flush()
+      while rest:
+        rest = rest[self._file.write(rest) :]
     except OSError as error:
       raise _failure(self._path, error) from error
     if self._events is not None:

@@ -8,6 +8,7 @@ Also a configuration for the command line, where `--data` is the folder that
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from typing import Any
@@ -18,6 +19,7 @@ import numpy as np
 from me_jax.checkpoints import export
 from me_jax.checkpoints import load
 from me_jax.mitigation import gates
+from me_jax.models import params as params_lib
 from me_jax.training import data as data_lib
 from me_jax.training import loop
 from me_jax.training import lora
@@ -41,12 +43,18 @@ def write(folder: pathlib.Path, seed: int = 0) -> pathlib.Path:
   model, params = planted.build(planted.VERDICTS['single'])
   lm = load.LoadedModel(model, params, chats.tokenizer(), model.config)
   export.export(lm, folder / 'model')
+  # Answers are drawn by layers that are unrolled, which are slow to compile.
+  model, params = params_lib.first_layers(model, params, 2)
+  lm = load.LoadedModel(model, params, chats.tokenizer(), model.config)
+  export.export(lm, folder / 'short')
   random = np.random.default_rng(seed)
 
   def some(count: int) -> str:
     return ' '.join(random.choice(_WORDS, count))
 
   asked = [(some(2), some(3)) for _ in range(24)]
+  # A token that one row alone has.
+  asked[0] = ('one', 'two 7')
   chats.write(
     folder / 'chats.jsonl', [{'messages': chats.chat(*one)} for one in asked]
   )
@@ -100,21 +108,31 @@ def run(folder: pathlib.Path, rows: str = 'chats', **fields: Any):
   return settings.Run(**given | fields)
 
 
-def many_a(answer: str, row: Any) -> float:
-  """Is a reward: the share of the letter a."""
+def early_letters(answer: str, row: Any) -> float:
+  """Is a reward: how many letters are of the alphabet's first half."""
   del row
-  return answer.count('a') / 8
+  return sum(letter in 'abcdefghijklm' for letter in answer) / 8
 
 
-def grpo(updates: int = 2, kl: float = 0.04) -> settings.Grpo:
-  """Returns a method with short answers."""
-  return settings.Grpo(
-    sampling=rollouts.Settings(
-      answers=2, max_new_tokens=8, rewards=((many_a, 1.0),)
-    ),
-    kl=kl,
-    updates=updates,
+def sampled(folder: pathlib.Path, **fields: Any) -> settings.Run:
+  """Returns a run that draws short answers, each of which serves two steps."""
+  sampling = rollouts.Settings(
+    answers=2, max_new_tokens=8, rewards=((early_letters, 1.0),)
   )
+  made = run(
+    folder,
+    'prompts',
+    model=str(folder / 'short'),
+    method=settings.Grpo(sampling=sampling, updates=2),
+    train=trained.Trained(
+      parts=('gates', 'lora'), gates=gates.Gates(layers=(1,)), lora=LORA
+    ),
+    held_out=(),
+    monitor_every=0,
+    **fields,
+  )
+  data = dataclasses.replace(made.data, length=24, batch=2)
+  return dataclasses.replace(made, data=data)
 
 
 def train(
