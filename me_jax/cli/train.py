@@ -45,13 +45,14 @@ def run(flags: absl_flags.FlagValues) -> int:
     num_processes=flags.num_processes,
     process_id=flags.process_id,
   )
+  from me_jax.checkpoints import processes
   from me_jax.training import loop
   from me_jax.training import prepare
   from me_jax.training import run_folder
 
   _check_forms(forms)
   run_folder.has_run(out)
-  targets = _targets(out, forms)
+  targets = processes.together(functools.partial(_targets, out, forms))
   session.keep_compiled()
   with session.progress(show=distributed.is_writer()) as progress:
     plan = prepare.plan(settings, progress.step)
