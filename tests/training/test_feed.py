@@ -203,7 +203,7 @@ def method_of(**fields):
     answers=ANSWERS,
     max_new_tokens=NEW,
     temperature=0.7,
-    rewards=((small_run.many_a, 1.0),),
+    rewards=((small_run.early_letters, 1.0),),
   )
   return settings.Grpo(sampling=sampling, **fields)
 
