@@ -88,9 +88,8 @@ def make(
 
 
 def _fed(plan: Any, batch: Any, packed: packing.Packed, **about: Any) -> Fed:
-  hosts, _ = placement.row_share(plan.mesh, plan.rules)
-  tokens = int(np.count_nonzero(packed.segments_BT)) * hosts
   texts = about.pop('texts', ())
+  tokens, about = _of_all(plan, np.count_nonzero(packed.segments_BT), about)
   return Fed(
     placement.to_global(batch, plan.mesh, plan.rules),
     packed,
@@ -98,6 +97,24 @@ def _fed(plan: Any, batch: Any, packed: packing.Packed, **about: Any) -> Fed:
     about,
     texts,
   )
+
+
+def _of_all(
+  plan: prepare_lib.Plan, tokens: int, means: dict[str, float]
+) -> tuple[int, dict[str, float]]:
+  """Returns the sum of tokens and the means over the rows of all processes."""
+  if jax.process_count() == 1:
+    return int(tokens), means
+  from jax.experimental import multihost_utils
+
+  _, host = placement.row_share(plan.mesh, plan.rules)
+  found = multihost_utils.process_allgather(
+    np.array([host, tokens, *means.values()], np.float32)
+  )
+  # Some may hold the same rows.
+  shares = np.array(list({int(one[0]): one[1:] for one in found}.values()))
+  everywhere = shares[:, 1:].mean(axis=0).tolist()
+  return int(shares[:, 0].sum()), dict(zip(means, everywhere))
 
 
 def _dpo(
