@@ -305,9 +305,14 @@ class _Loop:
     """Looks at the ME Layer, and at the gates."""
     if self.probes is None:
       return
-    readings = monitor_lib.monitor(
-      self.placed.model, self._params(), self.probes
-    ).to_json()
+    try:
+      readings = monitor_lib.monitor(
+        self.placed.model, self._params(), self.probes
+      ).to_json()
+    except errors.MeJaxError as error:
+      # A step with such parameters ends the run, and says more about it.
+      self.warn(f'after step {self.step} there is no ME Layer to see: {error}')
+      return
     if 'gates' in self.settings.train.parts:
       found = gates_lib.statistics(
         self.state.tree['gates'], self.settings.train.gates
