@@ -128,7 +128,7 @@ def test_eight_devices_train_as_one_does(small, tmp_path):
       losses = held_out(one / name)
       assert losses[-1] < losses[0] - 0.1
     else:
-      assert np.ptp(result.tree['gates']) > 0.1
+      assert np.ptp(result.tree['gates']) > 1e-2
 
 
 def together(small: pathlib.Path, mesh: settings.Mesh) -> settings.Run:
