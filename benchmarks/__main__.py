@@ -232,7 +232,10 @@ def training(table: table_lib.Table, folder: str, cache: pathlib.Path):
     ('torch_train', folder),
     ('jax_train', folder, 'gates'),
   )
+  # As `me-jax train` sets it for itself, for both sides.
+  os.environ['GLIBC_TUNABLES'] = 'glibc.malloc.hugetlb=1'
   rounds = [[work(cache, *side) for side in sides] for _ in range(3)]
+  del os.environ['GLIBC_TUNABLES']
   rates, peaks = (
     np.array([[side[name] for side in r] for r in rounds])
     for name in ('rate', 'peak')

@@ -8,6 +8,7 @@ another attention kernel, takes each row for one text, which is less work.
 
 from __future__ import annotations
 
+import functools
 import resource
 import time
 from typing import Any
@@ -62,60 +63,47 @@ def jax_train(folder: str, part: str) -> dict[str, float]:
     folder: of the model.
     part: what is trained, `full` or `gates`.
   """
+  import jax
+
   import me_jax
   from me_jax.mitigation import gates
+  from me_jax.training import data
+  from me_jax.training import objectives
+  from me_jax.training import optimizer
+  from me_jax.training import packing
+  from me_jax.training import settings
+  from me_jax.training import step as step_lib
   from me_jax.training import trained
 
   lm = me_jax.load(folder)
-  settings = trained.Trained(parts=(part,))
+  parts = trained.Trained(parts=(part,))
   if part == 'gates':
     # All layers after the default model's emergence span.
     after = tuple(range(12, lm.config.num_hidden_layers))
-    settings = trained.Trained(gates=gates.Gates(layers=after))
-  tree, frozen = trained.split(lm.model, lm.params, settings)
+    parts = trained.Trained(gates=gates.Gates(layers=after))
+  tree, frozen = trained.split(lm.model, lm.params, parts)
   model, vocab = lm.model, lm.config.vocab_size
   del lm  # full training has copies of its own
-  advance, state = _jax_step(model, settings, tree)
-  batch = _batch(vocab)
+  run = settings.Run(
+    data=settings.Data(mix=data.Mix(sources=())),
+    train=parts,
+    optim=settings.Optimizer(lr=_RATE, schedule='constant', warmup=0.0),
+    steps=_STEPS,
+  )
+  optimiser = optimizer.make(run.optim, run.steps)
+  start = functools.partial(step_lib.start, optimiser)
+  state = jax.jit(start, donate_argnums=0)(tree)
+  advance = jax.jit(
+    step_lib.make(model, run, optimiser, objectives.of(run)), donate_argnums=0
+  )
+  batch = packing.Packed(*_batch(vocab))
 
   def step() -> float:
-    nonlocal tree, state
-    tree, state, loss = advance(tree, state, frozen, batch)
-    return float(loss)
+    nonlocal state
+    state, means = advance(state, frozen, batch)
+    return float(means['loss'])
 
   return _measured(step)
-
-
-def _jax_step(model: Any, settings: Any, tree: Any) -> tuple[Any, Any]:
-  """Returns the compiled step and the optimiser's first state."""
-  import jax
-  import optax
-
-  from me_jax.training import logprobs
-  from me_jax.training import losses
-  from me_jax.training import trained
-
-  optimiser = optax.chain(
-    optax.clip_by_global_norm(1.0), optax.adamw(_RATE, weight_decay=0.0)
-  )
-
-  def step(tree, state, frozen, batch):
-    tokens_BT, segments_BT, wanted_BT = batch
-
-    def loss_of(tree):
-      params = trained.merge(tree, frozen, settings)
-      scores, learnt_BT = logprobs.answer_logprobs(
-        model, params, tokens_BT, segments_BT, wanted_BT, entropy=False
-      )
-      total, tokens = losses.sft(scores.logp_BT, learnt_BT)
-      return total / tokens
-
-    loss, gradient = jax.value_and_grad(loss_of)(tree)
-    updates, state = optimiser.update(gradient, state, tree)
-    tree = trained.project(optax.apply_updates(tree, updates), settings)
-    return tree, state, loss
-
-  return jax.jit(step, donate_argnums=(0, 1)), optimiser.init(tree)
 
 
 def torch_train(

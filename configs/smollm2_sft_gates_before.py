@@ -33,10 +33,10 @@ def config(data: str | None) -> settings.Run:
     train=trained.Trained(
       parts=('gates',), gates=gates.Gates(layers='before', tokens='first')
     ),
-    optim=settings.Optimizer(lr=0.05, schedule='cosine', end=0.1),
+    optim=settings.Optimizer(lr=0.2, schedule='cosine', end=0.05),
     steps=60,
     held_out=public_sets.maths_held_out(data),
-    evaluation=settings.Evaluation(every=15, choose=True),
+    evaluation=settings.Evaluation(every=20, choose=True),
     monitor_every=30,
     checkpoint=settings.Checkpoint(every=20),
   )

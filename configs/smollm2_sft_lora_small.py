@@ -38,10 +38,10 @@ def config(data: str | None) -> settings.Run:
         rank=1, targets=('o_proj',), layers=tuple(range(12, 30, 2))
       ),
     ),
-    optim=settings.Optimizer(lr=5e-3, schedule='cosine', end=0.1),
+    optim=settings.Optimizer(lr=5e-3, schedule='cosine', end=0.05),
     steps=60,
     held_out=public_sets.maths_held_out(data),
-    evaluation=settings.Evaluation(every=15, choose=True),
+    evaluation=settings.Evaluation(every=20, choose=True),
     monitor_every=30,
     checkpoint=settings.Checkpoint(every=20),
   )

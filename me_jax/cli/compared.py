@@ -41,9 +41,9 @@ def define(flags: absl_flags.FlagValues) -> None:
     'mitigation',
     None,
     'a mitigated model to set beside --model: the folder orbax or baked that'
-    " 'me-jax mitigate' or 'me-jax train' has written; or wemask for the paper's"
-    ' mask, without training: half of the channels at the first token, in all layers after the'
-    ' ME Layer; or none.',
+    " 'me-jax mitigate' or 'me-jax train' has written; or wemask for the"
+    " paper's mask, without training: half of the channels at the first token, in"
+    ' all layers after the ME Layer; or none.',
     flag_values=flags,
   )
 

@@ -58,6 +58,11 @@ class Progress:
     self._bars = bars
     self._tasks: dict[str, Any] = {}
 
+  @property
+  def has_bars(self) -> bool:
+    """Whether steps are bars, on a terminal, rather than lines."""
+    return self._bars is not None
+
   def step(self, what: str, done: int, total: int) -> None:
     """Shows that `done` of `total` of a step are through."""
     if self._bars is None:

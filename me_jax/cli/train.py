@@ -61,14 +61,16 @@ def run(flags: absl_flags.FlagValues) -> int:
 
     if distributed.is_writer():
       train_table.show_start(plan, placed)
-    watched = train_table.Watched(progress)
+    watched = None
+    if distributed.is_writer():
+      watched = train_table.Watched(progress)
     result = loop.train(
       plan,
       placed,
       out,
-      tell=watched.line,
+      tell=watched and watched.line,
       progress=progress.step,
-      warn=watched.warn,
+      warn=watched and watched.warn,
     )
     if not result.ended:
       if distributed.is_writer():

@@ -30,7 +30,8 @@ class Watched:
   def line(self, line: journal.Line) -> None:
     """Shows a step, now and then."""
     now, last = time.monotonic(), line.step == line.steps
-    self._progress.step('training', line.step, line.steps)
+    if self._progress.has_bars:
+      self._progress.step('training', line.step, line.steps)
     if now - self._last < _EVERY and not last:
       return
     self._last = now

@@ -8,7 +8,8 @@ Letters: B rows, T time, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+import contextlib
 import functools
 import hashlib
 from typing import Any, NamedTuple
@@ -17,12 +18,15 @@ import jax
 import numpy as np
 
 from me_jax.analysis import host as host_lib
+from me_jax.checkpoints import processes
+from me_jax.models import decoder
 from me_jax.training import objectives
 from me_jax.training import packing
 from me_jax.training import placement
 from me_jax.training import prepare as prepare_lib
 from me_jax.training import rollouts as rollouts_lib
 from me_jax.training import settings as settings_lib
+from me_jax.training import sharding as sharding_lib
 from me_jax.training import step as step_lib
 
 _PIECE = 8  # bytes of a row's name
@@ -219,16 +223,26 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
     if step % method.updates:
       return last[0]
     prompts = next(plan.batches)
-    rolled = rollouts_lib.sample(
-      placed.model,
-      host_lib.readable(prepare_lib.merged(placed, run, state.tree)),
-      prompts,
-      method.sampling,
-      plan.tokenizer,
-      length=plan.length,
-      seed=(run.seed, step),
-      first=host * run.data.batch // hosts,
+    # As the loss computes with them: what is scored is what was drawn.
+    params = host_lib.readable(
+      prepare_lib.computed(run, state.tree, placed.frozen)
     )
+
+    def draw() -> rollouts_lib.Rollouts:
+      with _own_devices(plan, params) as own:
+        return rollouts_lib.sample(
+          placed.model,
+          own,
+          prompts,
+          method.sampling,
+          plan.tokenizer,
+          length=plan.length,
+          seed=(run.seed, step),
+          first=host * run.data.batch // hosts,
+        )
+
+    # A reward may fail for the answers of one process alone.
+    rolled = processes.together(draw)
     fed = _fed(
       plan,
       objectives.Answers(rolled.packed, rolled.advantages_B1),
@@ -247,3 +261,22 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
     return last[0]
 
   return feed
+
+
+@contextlib.contextmanager
+def _own_devices(
+  plan: prepare_lib.Plan, params: decoder.Params
+) -> Iterator[decoder.Params]:
+  """Yields parameters on this process's devices, which are the mesh inside.
+
+  Each process draws other answers, in another number of steps: on the mesh of
+  all, they would be told to take the same ones.
+  """
+  if jax.process_count() == 1:
+    yield params
+    return
+  mesh = sharding_lib.mesh(devices=jax.local_devices())
+  rules = sharding_lib.fit(plan.config, mesh)
+  places = sharding_lib.shardings(plan.config, mesh, rules, params=params)
+  with sharding_lib.use(mesh, rules):
+    yield jax.device_put(params, places)

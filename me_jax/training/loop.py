@@ -193,11 +193,13 @@ class _Loop:
     extra = self._restore()
     self.resumed = self.step
     self.metrics = stack.enter_context(
-      metrics_lib.Metrics(
-        folder,
-        step=self.saved,
-        tensorboard=settings.tensorboard,
-        writer=distributed.is_writer(),
+      processes.together(
+        lambda: metrics_lib.Metrics(
+          folder,
+          step=self.saved,
+          tensorboard=settings.tensorboard,
+          writer=distributed.is_writer(),
+        )
       )
     )
     if self.saved is not None:
@@ -335,6 +337,8 @@ class _Loop:
     found = self.checkpoints.restore(self.state, self.placed.places)
     if found is None:
       return None
+    # As the first step would: there may be no room for two states.
+    jax.tree.map(lambda leaf: leaf.delete(), self.state)
     self.state, self.step, self.saved = found.state, found.step, found.step
     self.plan.batches.restore(found.extra['data'])
     self.judge.restore(found.extra['judge'])
@@ -354,7 +358,7 @@ class _Loop:
             f' lost: the result is step {chosen}'
           )
       after = self.judge.measure(self._params(), report=True)
-      self._write_texts(chosen, after)
+      processes.together(lambda: self._write_texts(chosen, after))
     return Result(
       step=self.step,
       resumed=self.resumed,

@@ -21,6 +21,7 @@ from me_jax.analysis import me_report
 from me_jax.analysis import prompts as prompts_lib
 from me_jax.checkpoints import encoding
 from me_jax.checkpoints import load as load_lib
+from me_jax.checkpoints import processes
 from me_jax.mitigation import wemask
 from me_jax.models import batch as batch_lib
 from me_jax.models import config as config_lib
@@ -102,68 +103,12 @@ def plan(run: settings_lib.Run, progress: Progress | None = None) -> Plan:
     progress: called with what is done, and how far it is.
 
   Raises:
-    MeJaxError: the settings, the checkpoint, the mesh or the data is not sound.
+    MeJaxError: the settings, the checkpoint, the mesh or the data is not sound,
+      here or in another process.
   """
   settings_check.check(run)
-  checkpoint = load_lib.open_checkpoint(run.model)
-  config = checkpoint.config
-  checkpoint.check()
-  model_check.check(run, config)
-  mesh = sharding_lib.mesh(**dataclasses.asdict(run.mesh))
-  length = run.data.length
-  if isinstance(run.method, settings_lib.Grpo):
-    length += run.method.sampling.max_new_tokens
-    if length > config.context_length:
-      raise errors.MeJaxError(
-        f'data.length and method.sampling.max_new_tokens are {length} together,'
-        f' more than the context of {config.context_length}.'
-      )
-  rules = sharding_lib.fit(
-    config,
-    mesh,
-    rows=settings_lib.rows(run) // run.compute.parts,
-    length=length,
-  )
-  hosts, host = placement.row_share(mesh, rules)
-  if progress is not None:
-    progress('reading data', 0, 1)
-  tokenizer = checkpoint.load_tokenizer()
-  batches = data_lib.load(
-    run.data.mix,
-    run.method.kind,
-    tokenizer,
-    config,
-    length=run.data.length,
-    batch_size=run.data.batch,
-    seed=run.seed,
-    pack=run.data.pack,
-    answers=run.data.answers,
-    hosts=hosts,
-    host=host,
-  )
-  if isinstance(run.method, settings_lib.Grpo):
-    _check_rewards(run)
-  held_out = tuple(
-    held_out_lib.read(one, run, tokenizer, config) for one in run.held_out
-  )
-  if progress is not None:
-    progress('reading data', 1, 1)
-  if not run.steps:
-    updates = getattr(run.method, 'updates', 1)
-    # Of 1.1 × 10 a computer makes a little more than 11.
-    steps = math.ceil(round(run.epochs * batches.epoch, 6)) * updates
-    run = dataclasses.replace(run, steps=steps)
-  return Plan(
-    run=run,
-    config=config,
-    checkpoint=checkpoint,
-    tokenizer=tokenizer,
-    mesh=mesh,
-    rules=rules,
-    batches=batches,
-    held_out=held_out,
-    length=length,
-  )
+  # A file may be missing on one host alone.
+  return processes.together(functools.partial(_plan, run, progress))
 
 
 def place(plan: Plan, progress: Progress | None = None) -> Placed:
@@ -196,6 +141,7 @@ def place(plan: Plan, progress: Progress | None = None) -> Placed:
       progress=functools.partial(tell, 'loading weights'),
     )
     fingerprint = params_lib.fingerprint(params)
+    total = trained_lib.count(params)
     report = None
     if _needs_report(run):
       report = emergence.find_me_layer(
@@ -207,7 +153,6 @@ def place(plan: Plan, progress: Progress | None = None) -> Placed:
       )
     if run.mask.rate:
       params = _masked(run.mask, model, params, report, plan)
-    total = trained_lib.count(params)
     tree, frozen = trained_lib.split(
       model, params, run.train, jax.random.key(run.seed), report
     )
@@ -257,6 +202,71 @@ def computed(
   """
   return trained_lib.merge(
     tree, frozen, run.train, jnp.dtype(run.compute.dtype)
+  )
+
+
+def _plan(run: settings_lib.Run, progress: Progress | None) -> Plan:
+  checkpoint = load_lib.open_checkpoint(run.model)
+  config = checkpoint.config
+  checkpoint.check()
+  model_check.check(run, config)
+  mesh = sharding_lib.mesh(**dataclasses.asdict(run.mesh))
+  length = run.data.length
+  if isinstance(run.method, settings_lib.Grpo):
+    length += run.method.sampling.max_new_tokens
+    if length > config.context_length:
+      raise errors.MeJaxError(
+        f'data.length and method.sampling.max_new_tokens are {length} together,'
+        f' more than the context of {config.context_length}.'
+      )
+  rules = sharding_lib.fit(
+    config,
+    mesh,
+    rows=settings_lib.rows(run) // run.compute.parts,
+    length=length,
+  )
+  hosts, host = placement.row_share(mesh, rules)
+  if progress is not None:
+    progress('reading data', 0, 1)
+  tokenizer = checkpoint.load_tokenizer()
+  batches = data_lib.load(
+    run.data.mix,
+    run.method.kind,
+    tokenizer,
+    config,
+    length=run.data.length,
+    batch_size=run.data.batch,
+    seed=run.seed,
+    pack=run.data.pack,
+    answers=run.data.answers,
+    hosts=hosts,
+    host=host,
+  )
+  if isinstance(run.method, settings_lib.Grpo):
+    _check_rewards(run)
+  held_out = tuple(
+    held_out_lib.read(one, run, tokenizer, config) for one in run.held_out
+  )
+  for one in held_out:
+    length_there = one.packed[0].tokens_BT.shape[1]
+    sharding_lib.fit(config, mesh, rules, length=length_there)
+  if progress is not None:
+    progress('reading data', 1, 1)
+  if not run.steps:
+    updates = getattr(run.method, 'updates', 1)
+    # Of 1.1 × 10 a computer makes a little more than 11.
+    steps = math.ceil(round(run.epochs * batches.epoch, 6)) * updates
+    run = dataclasses.replace(run, steps=steps)
+  return Plan(
+    run=run,
+    config=config,
+    checkpoint=checkpoint,
+    tokenizer=tokenizer,
+    mesh=mesh,
+    rules=rules,
+    batches=batches,
+    held_out=held_out,
+    length=length,
   )
 
 

@@ -22,6 +22,14 @@ def _model(tmp_path_factory):
   return training_folder.model(tmp_path_factory.mktemp('model'))
 
 
+def _files(folder):
+  """Returns what is there, and when each file was written."""
+  return {
+    path: path.lstat().st_mtime_ns if path.is_file() else None
+    for path in folder.rglob('*')
+  }
+
+
 @pytest.fixture(name='refused')
 def _refused(model, tmp_path, capsys, monkeypatch):
   """Returns what the verb says to flags that it must refuse at once."""
@@ -44,9 +52,9 @@ def _refused(model, tmp_path, capsys, monkeypatch):
         given.append(f'{flag}={value}')
     if '--config' not in names:
       given = [*training_folder.SHORT, *given]
-    before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob('*')}
+    before = _files(tmp_path)
     assert cli.main(['train', *given]) == 2
-    assert {p: p.lstat().st_mtime_ns for p in tmp_path.rglob('*')} == before
+    assert _files(tmp_path) == before
     said = capsys.readouterr()
     assert said.out == ''
     lines = said.err.splitlines()
@@ -73,7 +81,7 @@ def _refused(model, tmp_path, capsys, monkeypatch):
     (['--seed=-1'], 'seed is -1'),
     (['--set=epochs=2'], 'steps is 20 and epochs 2'),
     (['--set', 'optim.lr'], 'is no change'),
-    (['--set=optim.rl=1'], "did you mean 'lr'"),
+    (['--set=optim.clp=1'], "did you mean 'clip'"),
     (['--set=optm.lr=1'], "did you mean 'optim'"),
     (['--set=optim.lr=fast'], 'must be a number'),
     (['--set=optim.lr=nan'], 'optim.lr'),
