@@ -266,9 +266,9 @@ def test_a_batch_is_a_function_of_the_step_and_the_policy(prompts, sampler):
   plan.batches.restore(kept)
   found = again(state, 4)
   jax.tree.map(np.testing.assert_array_equal, found.batch, want.batch)
-  # The policy that draws is the one that is trained, in its own precision.
+  # The policy that draws is the one that the loss computes with.
   tree = jax.tree.map(np.asarray, sampler.asked[-1]['params'])
-  merged = prepare.merged(prompts[1], plan.run, state.tree)
+  merged = prepare.computed(plan.run, state.tree, prompts[1].frozen)
   jax.tree.map(np.testing.assert_array_equal, tree, merged)
 
 
