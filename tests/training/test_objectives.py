@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
 import numpy as np
 import pytest
 
+from me_jax import errors
 from me_jax.training import data
 from me_jax.training import examples
 from me_jax.training import objectives
@@ -141,7 +141,8 @@ def pairs():
   return [examples.Pair(*both) for both in zip(TEXTS, rejected)]
 
 
-REFERENCE = np.random.default_rng(5).normal(-25, 5, (2, 4)).astype(np.float32)
+# By which some pairs are told, and some are not.
+REFERENCE = np.float32([[-40, -20, -45, -5], [-35, -50, -20, -60]])
 
 
 @pytest.mark.parametrize(('beta', 'smoothing'), [(0.1, 0.0), (0.3, 0.2)])
@@ -170,7 +171,7 @@ def test_dpo(both, beta, smoothing):
     sums['margin'], (margins.sum().item(), 4), rtol=1e-4
   )
   correct = (margins > 0).sum().item()
-  assert sums['correct'] == (correct, 4) and 0 < correct < 4
+  assert sums['correct'] == (correct, 4) and 0 < correct < 4, margins
   assert_gradient(reference, want, found)
 
 
@@ -293,17 +294,19 @@ def test_first_tokens_and_padding_are_not_learnt():
   assert not none.any()
 
 
-def test_the_chunk_changes_what_exists_and_not_the_loss(both):
+@pytest.mark.parametrize(
+  ('method', 'kind'),
+  [(settings.Sft(), 'sft'), (settings.Dpo(), 'dpo'), (settings.Grpo(), 'grpo')],
+)
+def test_the_chunk_is_that_of_the_settings(both, method, kind):
+  """An impossible one shows that it is used; the loss is the same with any."""
   _, lm = both
-  batch = packing.lay_out([[one] for one in TEXTS], LENGTH)
-  run = run_of(settings.Sft())
-  whole = dataclasses.replace(
-    run, compute=dataclasses.replace(run.compute, vocabulary_chunk=101)
-  )
-  texts = []
-  for one in (run, whole):
-    objective = objectives.of(one)
-    jaxpr = jax.make_jaxpr(lambda p, f=objective: f(lm.model, p, batch))
-    texts.append(str(jaxpr(lm.params)))
-  assert 'f32[4,20,101]' in texts[1] or 'f32[1,4,20,101]' in texts[1]
-  assert 'f32[4,20,101]' not in texts[0] and '20,101]' not in texts[0]
+  packed = packing.lay_out([[one] for one in TEXTS], LENGTH)
+  batch = {
+    'sft': packed,
+    'dpo': objectives.Pairs(packing.PackedPairs(packed, packed), *REFERENCE),
+    'grpo': objectives.Answers(packed, ADVANTAGES),
+  }[kind]
+  objective = objectives.of(run_of(method, vocabulary_chunk=0))
+  with pytest.raises(errors.MeJaxError, match='chunk is 0'):
+    jax.eval_shape(functools.partial(objective, lm.model), lm.params, batch)

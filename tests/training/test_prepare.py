@@ -70,23 +70,20 @@ def test_a_plan_reads_no_weights_and_holds_what_a_run_needs(small):
   [(1.0, 1, 4), (2.0, 1, 8), (0.1, 1, 1), (1.1, 1, 5), (1.5, 3, 18)],
 )
 def test_epochs_become_steps(small, epochs, updates, want):
-  drawn = small_run.sampled(small).method
-  method = dataclasses.replace(drawn, updates=updates)
+  method = small_run.grpo(updates=updates)
   run = run_of(small, 'prompts', method=method, steps=0, epochs=epochs)
   plan = prepare.plan(run)
   assert plan.batches.epoch == 4 and plan.run.steps == want
 
 
 def test_epochs_that_come_out_even_have_no_step_more(small):
-  # Of 0.28 times 25 a computer makes a little more than 7.
-  assert 0.28 * 25 > 7
-  run = run_of(small, 'pairs', method=settings.Dpo(), steps=0, epochs=0.28)
-  (pairs,) = run.data.mix.sources
-  twice = (pairs.data, pairs.data)
-  source = dataclasses.replace(pairs, data=twice, rows=(None, 25))
+  # Of 0.07 times 100 a computer makes a little more than 7.
+  assert 0.07 * 100 > 7
+  run = run_of(small, 'pairs', method=settings.Dpo(), steps=0, epochs=0.07)
+  source = data.Source(data=[str(small / 'pairs.jsonl')] * 5, rows=(0, 100))
   own = dataclasses.replace(run.data, batch=1, mix=data.Mix(sources=(source,)))
   plan = prepare.plan(dataclasses.replace(run, data=own))
-  assert plan.batches.epoch == 25 and plan.run.steps == 7
+  assert plan.batches.epoch == 100 and plan.run.steps == 7
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 
-import me_jax
 from me_jax.mitigation import gates
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
@@ -51,6 +50,12 @@ def small():
   model, params = planted.build([], bos_channel=2.0)
   model, params = params_lib.first_layers(model, params, 2)
   return model, jax.tree.map(lambda x: x * 5 if x.ndim == 3 else x, params)
+
+
+def halved(params):
+  """Returns the same with a mask of every other channel, by a half."""
+  scale_LD = jnp.ones((2, planted.WIDTH)).at[:, ::2].set(0.5)
+  return {**params, 'layers': {**params['layers'], sink.SCALE: scale_LD}}
 
 
 def begun(run, how, params=None):
@@ -95,13 +100,6 @@ def batch_of(kind):
   )
 
 
-METHODS = {
-  'sft': settings.Sft(),
-  'dpo': settings.Dpo(),
-  'grpo': settings.Grpo(),
-}
-
-
 # By plain descent a tree after a step is its gradient.
 DESCENT = optax.sgd(1.0)
 ADAM = optimizer.make(OPTIM, 10)
@@ -118,6 +116,18 @@ def taken(run, batch, **attributes):
   """Returns the state after one step, and what the step says."""
   state, frozen = begun(run, DESCENT)
   return stepped(run, **attributes)(state, frozen, batch)
+
+
+def plain(objective, run, how=DESCENT):
+  """Returns a step whose only parameter is a norm's weight, and its state."""
+  tree = {'full': {'norm': {'weight': jnp.array([2.0, 0.0, -0.0])}}}
+  step = jax.jit(step_lib.make(None, run, how, objective))
+  return step, step_lib.start(how, tree), trained.Frozen({})
+
+
+def of_weight(function):
+  """Returns an objective that is a function of that weight and the batch."""
+  return lambda _, params, batch: function(params['norm']['weight'], batch)
 
 
 def nothing_of(batch):
@@ -144,16 +154,37 @@ def bits(tree):
   }
 
 
-@pytest.mark.parametrize('kind', METHODS)
-def test_parts_of_a_batch_are_the_batch(kind):
-  run = run_of(method=METHODS[kind])
-  four = dataclasses.replace(
+def in_four(run):
+  return dataclasses.replace(
     run, compute=dataclasses.replace(run.compute, parts=4)
   )
-  batch = batch_of(kind)
-  want, found = taken(run, batch), taken(four, batch)
+
+
+def test_parts_of_a_batch_are_the_batch():
+  want, found = (
+    taken(run, batch_of('sft')) for run in (run_of(), in_four(run_of()))
+  )
   assert_near(found, want)
   assert want[1]['grad_norm'] > 0.1
+
+
+@pytest.mark.parametrize('method', [settings.Dpo(), settings.Grpo()])
+def test_parts_of_pairs_and_of_answers_are_the_batch(method, monkeypatch):
+  """Of a model whose tokens have a likelihood each, whatever is before them."""
+
+  def token_logprobs(model, params, batch, *, chunk, temperature=1.0):
+    del model, chunk, temperature
+    return -jnp.abs(params['norm']['weight'][batch.tokens_BT % 3] - 0.3)
+
+  monkeypatch.setattr(objectives, 'token_logprobs', token_logprobs)
+  batch = batch_of('dpo' if isinstance(method, settings.Dpo) else 'grpo')
+  whole = run_of(('full',), method=method)
+  found = []
+  for run in (whole, in_four(whole)):
+    step, state, frozen = plain(objectives.of(run), run)
+    found.append(step(state, frozen, batch))
+  assert_near(found[1], found[0])
+  assert found[0][1]['grad_norm'] > 0.01
 
 
 def test_the_mean_of_the_means_of_parts_would_be_another():
@@ -187,9 +218,9 @@ def test_what_backward_computes_again_is_the_same(policy):
 
 @pytest.mark.parametrize('part', ['gates', 'lora', 'full'])
 def test_steps_change_what_is_trained_and_no_bit_elsewhere(part):
-  model, given = small()
+  _, given = small()
   # A mask that gates start from, and that stays where there are none.
-  masked = me_jax.wemask(model, given, layers=(1,), rate=0.5, strength=0.5)
+  masked = halved(given)
   run = run_of((part,))
   state, frozen = begun(run, ADAM, masked)
   before = bits(frozen)
@@ -234,18 +265,6 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was():
   assert bits(after) == bits(step(state, frozen, good)[0])
 
 
-def plain(of, run, how=DESCENT):
-  """Returns a step whose objective is a function of a weight and the batch."""
-  tree = {'full': {'norm': {'weight': jnp.array([2.0, 0.0, -0.0])}}}
-
-  def objective(model, params, batch):
-    del model
-    return of(params['norm']['weight'], batch)
-
-  step = jax.jit(step_lib.make(None, run, how, objective))
-  return step, step_lib.start(how, tree), trained.Frozen({})
-
-
 def of_gates(run, how, params=None):
   """Returns the same of gates, whose loss is their sum, weighted by a batch."""
 
@@ -265,7 +284,7 @@ def test_a_gradient_that_is_not_finite_is_no_step_either():
     loss = jnp.sqrt(jnp.sum(weight[1:] ** 2)) * batch
     return {'loss': (loss, jnp.float32(1))}
 
-  step, state, frozen = plain(root, run_of(('full',)))
+  step, state, frozen = plain(of_weight(root), run_of(('full',)))
   after, means = step(state, frozen, jnp.float32(1))
   assert means['loss'] == 0 and not means['finite']
   # A zero of either sign included.
@@ -280,7 +299,7 @@ def test_means_are_sums_by_counts():
       'none': (jnp.float32(0), jnp.float32(0)),
     }
 
-  step, state, frozen = plain(sums, run_of(('full',)))
+  step, state, frozen = plain(of_weight(sums), run_of(('full',)))
   state, means = step(state, frozen, jnp.array([6.0, 8.0, 0.0]))
   found = {name: float(value) for name, value in means.items()}
   # The gradient is (6, 8, 0) / 4.
@@ -297,7 +316,7 @@ def test_the_norm_is_that_before_the_cut():
     return {'loss': (jnp.sum(weight * batch), jnp.float32(1))}
 
   how = optimizer.make(settings.Optimizer(clip=0.5), 10)
-  step, state, frozen = plain(loss, run_of(('full',)), how)
+  step, state, frozen = plain(of_weight(loss), run_of(('full',)), how)
   _, means = step(state, frozen, jnp.array([3.0, 4.0, 0.0]))
   assert means['grad_norm'] == 5
 
@@ -313,8 +332,8 @@ def test_a_batch_with_nothing_to_learn_is_a_step_of_zero():
 
 @pytest.mark.parametrize('form', ['l1', 'squared'])
 def test_the_penalty_pulls_gates_towards_one(form):
-  model, given = small()
-  params = me_jax.wemask(model, given, layers=(0, 1), rate=0.5, strength=0.5)
+  _, given = small()
+  params = halved(given)
   run = run_of(('gates',), penalty=settings.Penalty(weight=3.0, form=form))
   step, state, frozen = of_gates(run, optax.sgd(10.0), params)
   start_GD = np.asarray(state.tree['gates'])
@@ -352,7 +371,7 @@ def test_small_updates_are_not_lost_where_bfloat16_computes():
 
   run = run_of(('full',), compute=settings.Compute(dtype='bfloat16'))
   # A hundredth of what bfloat16 can tell from 2.
-  step, state, frozen = plain(loss, run, optax.sgd(2.0**-14))
+  step, state, frozen = plain(of_weight(loss), run, optax.sgd(2.0**-14))
   for _ in range(128):
     state, _ = step(state, frozen, jnp.array([-1.0, 0.0, 0.0]))
   weight = state.tree['full']['norm']['weight']
