@@ -7,6 +7,10 @@ text/c4_demo.jsonl; without --data they come from the hub. A third of the rows
 is text of the web, so that it keeps its loss, and of the steps that let it rise
 by no more than 0.03 nats per token the best one on GSM8K is taken.
 
+Expected, after six minutes on two cores: GSM8K chats 2.26 to 1.54 nats per
+token, their answers alone 1.48 to 1.24, MATH-500 chats 1.84 to 1.43, C4 3.459
+to 3.470.
+
 A gain here says that gates are useful, not that they are so because they act on
 the massive token: the controls, which differ in one thing each, are
 smollm2_sft_gates_token5.py (another token), smollm2_sft_gates_before.py (other

@@ -4,6 +4,9 @@
 
 All else is as in smollm2_sft_gates.py. The first token is not massive there yet.
 There are 11 such layers, hence fewer gates: 6,336 numbers.
+
+Expected: GSM8K chats to 1.46 (30 rows), better than after the span; their
+answers alone to 1.24, worse.
 """
 
 from __future__ import annotations

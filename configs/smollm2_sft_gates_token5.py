@@ -6,6 +6,9 @@ All else is as in smollm2_sft_gates.py: 10,368 numbers after the emergence span.
 The chat template begins all texts alike, so that a gate here scales a constant
 as well, which trains as a prefix does. What the massive token's gates do beyond
 that is the difference between the two runs.
+
+Expected: GSM8K chats to 1.46 (30 rows), better than the massive token; their
+answers alone to 1.21, a little worse.
 """
 
 from __future__ import annotations

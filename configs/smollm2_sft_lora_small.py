@@ -6,6 +6,9 @@ Rank 1 on the output of attention (of single projections one of the two that do
 best: Hu et al. 2021, arXiv 2106.09685, table 5), in every second layer after
 the emergence span, which is the same number exactly. The learning rate is one
 for LoRA; all else is as there.
+
+Expected: GSM8K chats to 1.26 (30 rows), their answers alone to 0.96: better
+than any gates.
 """
 
 from __future__ import annotations
