@@ -42,17 +42,18 @@ def start(program: str, *arguments: object, **variables: str):
   )
 
 
-def pair(program: str, *arguments: object) -> list[str]:
+def pair(program: str, *arguments: object, timeout: int = 90) -> list[str]:
   """Runs a program twice at once; returns the last line that each prints.
 
   Args:
     program: gets an index, 0 or 1, and the address of process 0.
     *arguments: that follow these.
+    timeout: seconds for both.
   """
   address = free_address()
   runs = [start(program, index, address, *arguments) for index in range(2)]
   try:
-    ends = [run.communicate(timeout=90) for run in runs]
+    ends = [run.communicate(timeout=timeout) for run in runs]
   finally:
     for run in runs:
       run.kill()

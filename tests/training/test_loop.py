@@ -242,7 +242,7 @@ def test_a_loss_that_is_not_finite_is_named_and_not_kept(whole, tmp_path):
     ].set(np.nan)
 
   with pytest.raises(errors.MeJaxError) as caught:
-    loop.train(plan, placed, out, tell=at(4, spoil))
+    loop.train(plan, placed, out, tell=at(5, spoil))
   said = str(caught.value)
   found = re.fullmatch(
     r'step (\d) is not finite \(loss nan, gradient nan\) because of row \d'

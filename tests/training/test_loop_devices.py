@@ -123,9 +123,12 @@ def test_eight_devices_train_as_one_does(small, tmp_path):
     )
     with np.load(many / f'{name}.npz') as found:
       assert_near(dict(found), small_run.flat(result.tree))
-    # There was something to learn.
-    losses = held_out(one / name)
-    assert losses[-1] < losses[0] - 1e-3
+    # There was something to compare.
+    if name == 'full':
+      losses = held_out(one / name)
+      assert losses[-1] < losses[0] - 0.1
+    else:
+      assert np.ptp(result.tree['gates']) > 0.1
 
 
 def together(small: pathlib.Path, mesh: settings.Mesh) -> settings.Run:
@@ -179,7 +182,7 @@ PROCESSES = """
 
 def test_two_processes_train_as_one_does(small, tmp_path):
   two, one = tmp_path / 'two', tmp_path / 'one'
-  ends = processes.pair(PROCESSES, small, two)
+  ends = processes.pair(PROCESSES, small, two, timeout=600)
   assert ends[0] == ends[1]
   stopped = int(ends[0].split()[1])
 
