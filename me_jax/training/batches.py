@@ -104,6 +104,7 @@ class Batches:
     # All is in memory: threads that read ahead would only be in the way.
     read = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
     self._iterator = iter(shares.to_iter_dataset(read))
+    self._first = self._iterator.get_state()
     self._made_from = {
       'kind': kind,
       'length': length,
@@ -123,6 +124,10 @@ class Batches:
   def state(self) -> dict[str, Any]:
     """Returns what `restore` needs, as JSON can hold it; equal on all hosts."""
     return {'order': self._iterator.get_state(), **self._made_from}
+
+  def restart(self) -> None:
+    """Goes back to the first batch."""
+    self._iterator.set_state(self._first)
 
   def restore(self, state: dict[str, Any]) -> None:
     """Goes on where the iterator stood that `state` is of.

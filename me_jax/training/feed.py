@@ -191,16 +191,17 @@ def _exchanged(table: dict[bytes, np.ndarray]) -> dict[bytes, np.ndarray]:
     return table
   from jax.experimental import multihost_utils
 
-  gather = functools.partial(multihost_utils.process_allgather, tiled=True)
-  most = int(gather(np.array([len(table)])).max())
-  names = np.zeros((most, _PIECE), np.uint8)
-  values = np.full((most, 2), np.nan, np.float32)
+  sizes = multihost_utils.process_allgather(np.array(len(table)))
+  names = np.zeros((sizes.max(), _PIECE), np.uint8)
+  values = np.zeros((sizes.max(), 2), np.float32)
   for i, (name, pair) in enumerate(table.items()):
     names[i], values[i] = np.frombuffer(name, np.uint8), pair
   return {
     name.tobytes(): pair
-    for name, pair in zip(gather(names), gather(values))
-    if np.isfinite(pair).all()
+    for size, *some in zip(
+      sizes, *multihost_utils.process_allgather((names, values))
+    )
+    for name, pair in zip(*(rows[:size] for rows in some))
   }
 
 

@@ -185,6 +185,8 @@ class _Loop:
         warn=warn,
       )
     )
+    # Another run may have read on in the same plan.
+    plan.batches.restart()
     self.judge = judge_lib.Judge(plan, placed.model, progress)
     # A reference is the model as it was before anything is restored.
     self.feed = feed_lib.make(plan, placed, progress)
@@ -296,7 +298,7 @@ class _Loop:
 
     Answers of GRPO serve several steps and are not kept.
     """
-    return self.step % getattr(self.settings.method, 'updates', 1) == 0
+    return self.step % settings_lib.updates(self.settings) == 0
 
   def _params(self) -> Any:
     return prepare_lib.merged(self.placed, self.settings, self.state.tree)
@@ -324,6 +326,8 @@ class _Loop:
 
   def _save(self, metric: float | None = None, wait: bool = False) -> None:
     """Saves the run, unless it is saved as it is."""
+    # What only one process writes ends all of them here.
+    processes.together(self.metrics.check)
     if self.saved == self.step:
       self.checkpoints.wait()
       return

@@ -15,6 +15,8 @@ import os
 import pathlib
 from typing import Any
 
+import jax
+
 from me_jax import errors
 from me_jax import files
 from me_jax import strict_json
@@ -53,6 +55,7 @@ class Metrics:
     """
     self._file: Any = None
     self._events: Any = None
+    self._failed: errors.MeJaxError | None = None
     self._path = pathlib.Path(folder, FILE)
     if not writer:
       return
@@ -95,9 +98,10 @@ class Metrics:
         What is not finite becomes null.
 
     Raises:
-      MeJaxError: the disk is full, or the like.
+      MeJaxError: the disk is full, or the like. Where others would go on
+        without this process, `check` says so.
     """
-    if self._file is None:
+    if self._file is None or self._failed is not None:
       return
     line = {'kind': kind, 'step': int(step), **_plain(values)}
     rest = json.dumps(line, allow_nan=False).encode() + b'\n'
@@ -105,11 +109,23 @@ class Metrics:
       while rest:
         rest = rest[self._file.write(rest) :]
     except OSError as error:
-      raise _failure(self._path, error) from error
+      self._failed = _failure(self._path, error)
+      if jax.process_count() == 1:
+        raise self._failed from error
+      return
     if self._events is not None:
       for name, value in _scalars(_plain(values), kind):
         self._events.add_scalar(name, value, int(step))
       self._events.flush()
+
+  def check(self) -> None:
+    """Raises what a line that could not be written has raised, or would have.
+
+    Raises:
+      MeJaxError: there was one.
+    """
+    if self._failed is not None:
+      raise self._failed
 
   def close(self) -> None:
     """Closes the files."""

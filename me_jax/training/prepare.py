@@ -253,7 +253,7 @@ def _plan(run: settings_lib.Run, progress: Progress | None) -> Plan:
   if progress is not None:
     progress('reading data', 1, 1)
   if not run.steps:
-    updates = getattr(run.method, 'updates', 1)
+    updates = settings_lib.updates(run)
     # Of 0.07 × 100 a computer makes a little more than 7.
     steps = math.ceil(round(run.epochs * batches.epoch, 6)) * updates
     run = dataclasses.replace(run, steps=steps)

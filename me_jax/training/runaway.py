@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from me_jax.analysis import host as host_lib
 from me_jax.training import feed as feed_lib
 from me_jax.training import objectives
 from me_jax.training import placement
@@ -45,16 +46,16 @@ def message(
 
   batch = placement.to_global(fed.packed, plan.mesh, plan.rules)
   logp_BT = score(state.tree, placed.frozen, batch)
-  pieces = [np.asarray(piece.data) for piece in logp_BT.addressable_shards]
-  finite = all(np.isfinite(piece).all() for piece in pieces)
-  rows = []
-  if not finite and logp_BT.is_fully_addressable:
-    bad_B = ~np.isfinite(np.asarray(logp_BT)).all(axis=1)
-    rows = [int(row) for row in np.flatnonzero(bad_B)]
+  bad_B = ~np.isfinite(host_lib.readable(logp_BT)).all(axis=1)
+  # Of the rows of all processes, those that this one can read out.
+  hosts, host = placement.row_share(plan.mesh, plan.rules)
+  rows = np.flatnonzero(np.split(bad_B, hosts)[host]).tolist()
   what = f'loss {means["loss"]:g}, gradient {means["grad_norm"]:g}'
   start = f'step {step} is not finite ({what})'
   end = 'nothing after the last checkpoint is kept.'
-  if len(rows) in (0, len(fed.packed.tokens_BT)):
+  if not rows and bad_B.any():
+    return f'{start} because of rows of another process; {end}'
+  if not rows or bad_B.all():
     return (
       f'{start}, and no single row is to blame: try a smaller optim.lr, or more'
       f' optim.warmup; {end}'

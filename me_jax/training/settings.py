@@ -10,6 +10,7 @@ import dataclasses
 import math
 from typing import Any
 
+from me_jax.analysis import monitor
 from me_jax.training import data as data_lib
 from me_jax.training import rollouts as rollouts_lib
 from me_jax.training import trained as trained_lib
@@ -273,7 +274,7 @@ class Run:
   seed: int = 0
   held_out: tuple[HeldOut, ...] = ()
   evaluation: Evaluation = Evaluation()
-  monitor_every: int = 20
+  monitor_every: int = monitor.EVERY
   checkpoint: Checkpoint = Checkpoint()
   compute: Compute = Compute()
   mesh: Mesh = Mesh()
@@ -286,6 +287,11 @@ def rows(run: Run) -> int:
   if isinstance(run.method, Grpo):
     return run.data.batch * run.method.sampling.answers
   return run.data.batch
+
+
+def updates(run: Run) -> int:
+  """Returns how many steps of the optimiser each batch of rows serves."""
+  return getattr(run.method, 'updates', 1)
 
 
 def to_json(run: Run) -> dict[str, Any]:

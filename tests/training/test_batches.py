@@ -93,6 +93,14 @@ def test_a_restored_iterator_goes_on_as_if_never_stopped(kind):
         assert same(found, wanted)
 
 
+def test_a_restarted_iterator_begins_anew():
+  found = make(source(20))
+  first = take(found, 3)
+  assert take(found, 1)[0] != first[0]
+  found.restart()
+  assert take(found, 3) == first
+
+
 def test_saving_changes_nothing():
   saved, found = make(source(7)), []
   for _ in range(6):

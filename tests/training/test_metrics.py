@@ -97,6 +97,22 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path):
     numbers._file = None
 
 
+def test_one_of_several_processes_goes_on_until_all_can_stop(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(metrics_lib.jax, 'process_count', lambda: 2)
+  with metrics_lib.Metrics(tmp_path) as numbers:
+    numbers.check()
+    whole, numbers._file = numbers._file, open('/dev/full', 'wb', buffering=0)
+    numbers.write('train', 1)
+    numbers._file.close()
+    numbers._file = whole
+    numbers.write('train', 2)
+    with pytest.raises(errors.MeJaxError, match='No space left'):
+      numbers.check()
+  assert metrics_lib.read(tmp_path) == []
+
+
 def test_event_files_get_the_scalars(tmp_path, monkeypatch):
   made = []
 
