@@ -91,7 +91,7 @@ def test_what_cannot_be_read_or_written_is_said(tmp_path):
   with pytest.raises(errors.MeJaxError, match='pip install tensorboardX'):
     metrics_lib.Metrics(tmp_path / 'other', tensorboard=True)
   with metrics_lib.Metrics(tmp_path) as numbers:
-    numbers._file = open('/dev/full', 'w')
+    numbers._file = open('/dev/full', 'wb', buffering=0)
     with pytest.raises(errors.MeJaxError, match='No space left'):
       numbers.write('train', 1)
     numbers._file = None
