@@ -70,7 +70,10 @@ def test_a_plan_reads_no_weights_and_holds_what_a_run_needs(small):
   [(1.0, 1, 4), (2.0, 1, 8), (0.1, 1, 1), (1.1, 1, 5), (1.5, 3, 18)],
 )
 def test_epochs_become_steps(small, epochs, updates, want):
-  method = small_run.grpo(updates=updates)
+  sampling = rollouts.Settings(
+    max_new_tokens=8, rewards=((small_run.early_letters, 1.0),)
+  )
+  method = settings.Grpo(sampling=sampling, updates=updates)
   run = run_of(small, 'prompts', method=method, steps=0, epochs=epochs)
   plan = prepare.plan(run)
   assert plan.batches.epoch == 4 and plan.run.steps == want
