@@ -59,8 +59,8 @@ def _changed(
   if isinstance(value, tuple):
     if not first.isdecimal() or int(first) >= len(value):
       raise errors.MeJaxError(
-        f'--set {path}: {first!r} must be the place of one of {len(value)},'
-        ' counted from 0.'
+        f'--set {path}: {first!r} is none of the {len(value)} that are there,'
+        ' which are named by place, from 0 on.'
       )
     index = int(first)
     _check_names_a_field(value[index], rest, path)

@@ -95,7 +95,7 @@ def _refused(model, tmp_path, capsys, monkeypatch):
     (['--set=data.length=8'], 'no row fits into 8 tokens'),
     (['--set=evaluation.length=8'], 'no row fits into 8 tokens'),
     (['--set=data.mix.sources.0.rows=(99,100)'], 'none of them in the slice'),
-    (['--set=data.mix.sources.1.rows=None'], 'there are only 1'),
+    (['--set=data.mix.sources.1.rows=None'], 'none of the 1 that are there'),
     (['--set=train.parts=gate'], "did you mean 'gates'"),
     (['--set=train.parts=lora,full'], 'cannot be trained together'),
     (['--set=train.gates.layers=(5,8)'], 'train.gates: layers must be some of'),

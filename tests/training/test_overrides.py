@@ -107,7 +107,7 @@ def test_later_changes_win_and_keep_earlier_ones():
   run = overrides.apply(RUN, ['optim.lr=1', 'optim.b1=0.5', 'optim.lr=3'])
   assert (run.optim.lr, run.optim.b1) == (3, 0.5)
   # A place that an earlier change has taken away is gone.
-  with pytest.raises(errors.MeJaxError, match="'1' must be the place of one"):
+  with pytest.raises(errors.MeJaxError, match="'1' is none of the 0"):
     overrides.apply(RUN, ['held_out=()', 'held_out.1.name=a'])
   assert overrides.apply(RUN, []) is RUN
   assert RUN.optim == settings.Optimizer()
@@ -124,9 +124,9 @@ def test_later_changes_win_and_keep_earlier_ones():
     ('otpim.lr=1', "Run has no field 'otpim' (did you mean 'optim'?)"),
     ('optim..lr=1', "no field ''"),
     ('steps.x=1', "'x' is below a value that has no fields"),
-    ('held_out.2.name=a', "'2' must be the place of one of 2"),
-    ('held_out.-1.name=a', "'-1' must be the place of one of 2"),
-    ('held_out.name=a', "'name' must be the place of one of 2"),
+    ('held_out.2.name=a', "'2' is none of the 2"),
+    ('held_out.-1.name=a', "'-1' is none of the 2"),
+    ('held_out.name=a', "'name' is none of the 2"),
     # Fields that have fields.
     ('optim=3', 'name one of its fields, such as optim.lr'),
     ('held_out.0=3', 'name one of its fields, such as held_out.0.name'),
