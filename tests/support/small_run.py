@@ -18,6 +18,7 @@ import numpy as np
 
 from me_jax.checkpoints import export
 from me_jax.checkpoints import load
+from me_jax.cli import session
 from me_jax.mitigation import gates
 from me_jax.models import params as params_lib
 from me_jax.training import data as data_lib
@@ -114,8 +115,10 @@ def early_letters(answer: str, row: Any) -> float:
   return sum(letter in 'abcdefghijklm' for letter in answer) / 8
 
 
-def sampled(folder: pathlib.Path, **fields: Any) -> settings.Run:
-  """Returns a run that draws short answers, each of which serves two steps."""
+def sampled(
+  folder: pathlib.Path, updates: int = 2, kl: float = 0.04, **fields: Any
+) -> settings.Run:
+  """Returns a run that draws short answers, each of which serves some steps."""
   sampling = rollouts.Settings(
     answers=2, max_new_tokens=8, rewards=((early_letters, 1.0),)
   )
@@ -123,7 +126,7 @@ def sampled(folder: pathlib.Path, **fields: Any) -> settings.Run:
     folder,
     'prompts',
     model=str(folder / 'short'),
-    method=settings.Grpo(sampling=sampling, updates=2),
+    method=settings.Grpo(sampling=sampling, updates=updates, kl=kl),
     train=trained.Trained(
       parts=('gates', 'lora'), gates=gates.Gates(layers=(1,)), lora=LORA
     ),
@@ -133,6 +136,12 @@ def sampled(folder: pathlib.Path, **fields: Any) -> settings.Run:
   )
   data = dataclasses.replace(made.data, length=24, batch=2)
   return dataclasses.replace(made, data=data)
+
+
+def hurry() -> None:
+  """Keeps compiled programs, and has them compiled in half the time."""
+  jax.config.update('jax_disable_most_optimizations', True)
+  session.keep_compiled()
 
 
 def train(

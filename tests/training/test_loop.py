@@ -19,6 +19,7 @@ from me_jax.checkpoints import load
 from me_jax.checkpoints import orbax
 from me_jax.mitigation import gates
 from me_jax.training import loop
+from me_jax.training import metrics
 from me_jax.training import prepare
 from me_jax.training import run_folder
 from me_jax.training import settings
@@ -39,6 +40,20 @@ def at(step: int, what):
 
 def leave():
   raise Gone
+
+
+def leave_at(patch, kind: str, step: int, written: bool):
+  """Ends a run right before or after it writes a line."""
+  write = metrics.Metrics.write
+
+  def dying(self, *what, **values):
+    if what == (kind, step) and not written:
+      leave()
+    write(self, *what, **values)
+    if what == (kind, step):
+      leave()
+
+  patch.setattr(metrics.Metrics, 'write', dying)
 
 
 def refused(run, out, **listeners) -> str:
@@ -91,22 +106,29 @@ def _whole(small, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-  ('make', 'leaves', 'stop'),
+  ('make', 'lost', 'stop'),
   [
-    (supervised, (3, 6), 6),
-    (preferred, (1, 7), 7),
-    (small_run.sampled, (1, 5), 5),
+    # Before the first checkpoint, in the middle of what belongs to a later one,
+    # and with a line too many or too few.
+    (
+      supervised,
+      [('train', 3, True), ('held_out', 4, True), ('train', 6, False)],
+      6,
+    ),
+    (preferred, [('train', 1, True), ('held_out', 8, False)], 7),
+    (small_run.sampled, [('train', 1, True), ('train', 5, True)], 5),
   ],
 )
 def test_a_run_that_ends_anywhere_goes_on_as_if_it_had_not(
-  make, leaves, stop, small, tmp_path
+  make, lost, stop, small, tmp_path, monkeypatch
 ):
   run, out = make(small), tmp_path / 'parts'
   result = small_run.train(run, tmp_path / 'whole')
   whole = Whole(run, tmp_path / 'whole', result)
-  for step in leaves:
-    with pytest.raises(Gone):
-      small_run.train(run, out, tell=at(step, leave))
+  for kind, step, written in lost:
+    with monkeypatch.context() as patch, pytest.raises(Gone):
+      leave_at(patch, kind, step, written)
+      small_run.train(run, out)
   # A stop is only where new rows begin.
   asks = at(stop, lambda: os.kill(os.getpid(), signal.SIGTERM))
   stopped = small_run.train(run, out, tell=asks)

@@ -24,7 +24,7 @@ CLOSE = dict(atol=1e-5, rtol=1e-5)
 
 
 def runs(small: pathlib.Path, many: bool) -> dict[str, settings.Run]:
-  """Returns runs by name, on eight devices or on one."""
+  """Returns runs by name, on eight devices, or on one and in one part."""
 
   def run(parts, sizes, compute=1, **fields):
     made = small_run.run(
@@ -41,16 +41,19 @@ def runs(small: pathlib.Path, many: bool) -> dict[str, settings.Run]:
     return dataclasses.replace(
       made,
       data=dataclasses.replace(made.data, batch=8),
-      compute=dataclasses.replace(made.compute, parts=compute),
+      compute=dataclasses.replace(made.compute, parts=compute if many else 1),
     )
 
   cube = dict(data=2, fsdp=2, tensor=2)
   return {
     'full': run(('full',), cube, optim=settings.Optimizer(lr=3e-3, eps=1e-3)),
-    'gates': run(('gates',), cube),
+    'gates': run(('gates',), cube, held_out=()),
     # Rows in parts, and time in pieces.
     'sequence': run(
-      ('gates', 'lora'), dict(data=2, sequence=2, tensor=2, fsdp=1), 2
+      ('gates', 'lora'),
+      dict(data=2, sequence=2, tensor=2, fsdp=1),
+      2,
+      held_out=(),
     ),
   }
 
@@ -93,6 +96,7 @@ DEVICES = """
     from tests.support import small_run
     from tests.training import test_loop_devices as here
 
+    small_run.hurry()
     assert len(jax.devices()) == 8
     small, out = map(pathlib.Path, sys.argv[1:])
     for name, run in here.runs(small, True).items():
@@ -128,7 +132,7 @@ def test_eight_devices_train_as_one_does(small, tmp_path):
       losses = held_out(one / name)
       assert losses[-1] < losses[0] - 0.1
     else:
-      assert np.ptp(result.tree['gates']) > 1e-2
+      assert np.ptp(result.tree['gates']) > 0.01
 
 
 def together(small: pathlib.Path, mesh: settings.Mesh) -> settings.Run:
@@ -158,8 +162,8 @@ PROCESSES = """
     from tests.support import small_run
     from tests.training import test_loop_devices as here
 
+    small_run.hurry()
     mesh = settings.Mesh(fsdp=2, tensor=2)
-    said = []
 
     def stop(line):
       # Process 1 alone is told, in the middle of the run.
@@ -174,7 +178,7 @@ PROCESSES = """
     result = loop.train(plan, placed, out / 'texts', tell=stop)
     assert not result.ended and 5 <= result.step < 10
 
-    drawn = small_run.sampled(small, mesh=mesh, steps=4)
+    drawn = small_run.sampled(small, 1, 0.0, mesh=mesh, steps=3)
     drawn = small_run.train(drawn, out / 'sampled')
     print('done', result.step, drawn.step)
 """
@@ -204,15 +208,14 @@ def test_two_processes_train_as_one_does(small, tmp_path):
     for out in (two, one)
   )  # fmt: skip
   assert len(some) == len(others) == 3
-  assert some[0]['me_layer'] == 4
   for a, b in zip(some, others):
-    # So fast a training takes the massive activations away.
     assert a['me_layer'] == b['me_layer']
     assert a['gates']['layers'] == [5, 6, 7]
+    # Five digits are written.
     np.testing.assert_allclose(a['spike'], b['spike'], rtol=1e-4)
     np.testing.assert_allclose(
       a['gates']['mean_G'], b['gates']['mean_G'], rtol=1e-5
     )
 
-  small_run.train(small_run.sampled(small, steps=4), one / 'sampled')
-  assert_close(two / 'sampled', one / 'sampled', 4)
+  small_run.train(small_run.sampled(small, 1, 0.0, steps=3), one / 'sampled')
+  assert_close(two / 'sampled', one / 'sampled', 3)
