@@ -9,6 +9,10 @@ with the paper's mask fixed in every forward pass, to compare the two:
 
 Only the answers are learnt, from GSM8K alone; C4 shows what it costs. The
 folder DIR is as in smollm2_sft_gates.py.
+
+Expected, from shorter runs (20 steps of 2 rows, three seeds): held-out answers
+of GSM8K fall from 1.43 to 0.93 nats a token, C4's texts by 0.02; with the mask to
+0.94, and C4 as much.
 """
 
 from __future__ import annotations

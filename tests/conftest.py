@@ -20,6 +20,9 @@ os.environ['HF_HUB_OFFLINE'] = '1'
 # Threads cost tiny reference models more than they give.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ['ME_JAX_CACHE'] = _CACHE.name
+# Tests compile more than they compute, and so compile in half the time. For all
+# tests and the processes that they start: the last bit may be another.
+os.environ['JAX_DISABLE_MOST_OPTIMIZATIONS'] = '1'
 
 
 def pytest_configure():

@@ -83,7 +83,7 @@ def make(
       means['penalty'] = cost
     import optax
 
-    norm = optax.global_norm(gradient)
+    norm = optax.tree.norm(gradient)
     updates, moved = optimizer.update(gradient, state.optimizer, state.tree)
     tree = optax.apply_updates(state.tree, updates)
     tree = trained_lib.project(tree, run.train)

@@ -18,6 +18,8 @@ def environment(**variables: str) -> dict[str, str]:
   }
   return kept | {
     'JAX_PLATFORMS': 'cpu',
+    # As this one, or the last bit would be another.
+    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
     'PYTHONPATH': os.pathsep.join(sys.path),
     **variables,

@@ -18,7 +18,6 @@ import numpy as np
 
 from me_jax.checkpoints import export
 from me_jax.checkpoints import load
-from me_jax.cli import session
 from me_jax.mitigation import gates
 from me_jax.models import params as params_lib
 from me_jax.training import data as data_lib
@@ -136,12 +135,6 @@ def sampled(
   )
   data = dataclasses.replace(made.data, length=24, batch=2)
   return dataclasses.replace(made, data=data)
-
-
-def hurry() -> None:
-  """Keeps compiled programs, and has them compiled in half the time."""
-  jax.config.update('jax_disable_most_optimizations', True)
-  session.keep_compiled()
 
 
 def train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import pytest
 
+from me_jax.cli import session
 from tests.support import small_run
 
 
@@ -16,10 +17,10 @@ def _small(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def compiled_once():
-  """Compiles each program once and in half the time.
+  """Compiles each program once.
 
   A run that is begun again compiles the same programs; so does a process of its
-  own, which finds them in the same folder if it calls `small_run.hurry`, too.
+  own, which finds them in the same folder if it calls `session.keep_compiled`.
   """
   from jax.experimental.compilation_cache import compilation_cache
 
@@ -27,18 +28,12 @@ def compiled_once():
     'jax_compilation_cache_dir',
     'jax_persistent_cache_min_compile_time_secs',
     'jax_persistent_cache_min_entry_size_bytes',
-    'jax_disable_most_optimizations',
   )
   before = {name: jax.config.values[name] for name in names}
-  small_run.hurry()
-  # JAX's own functions, random numbers among them, may be there from an earlier
-  # file, compiled with all optimisations: other numbers in the last bit than
-  # those of a process that has only begun.
-  jax.clear_caches()
+  session.keep_compiled()
   # JAX asks only once whether there is such a folder.
   compilation_cache.reset_cache()
   yield
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
-  jax.clear_caches()

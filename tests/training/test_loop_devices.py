@@ -93,10 +93,11 @@ DEVICES = """
     import jax
     import numpy as np
 
+    from me_jax.cli import session
     from tests.support import small_run
     from tests.training import test_loop_devices as here
 
-    small_run.hurry()
+    session.keep_compiled()
     assert len(jax.devices()) == 8
     small, out = map(pathlib.Path, sys.argv[1:])
     for name, run in here.runs(small, True).items():
@@ -159,10 +160,11 @@ PROCESSES = """
     distributed.start(coordinator=address, num_processes=2, process_id=index)
 
     from me_jax.training import loop, prepare, settings
+    from me_jax.cli import session
     from tests.support import small_run
     from tests.training import test_loop_devices as here
 
-    small_run.hurry()
+    session.keep_compiled()
     mesh = settings.Mesh(fsdp=2, tensor=2)
 
     def stop(line):

@@ -25,9 +25,7 @@ PROGRAM = """
 
     from me_jax import cli
     from me_jax.training import journal
-    from tests.support import small_run
 
-    small_run.hurry()
     step, what, seconds = int(sys.argv[1]), sys.argv[2], float(sys.argv[3])
     note, due = journal.Journal.step, [True]
 
