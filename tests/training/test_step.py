@@ -121,7 +121,7 @@ def taken(run, batch, **attributes):
 def plain(objective, run, how=DESCENT):
   """Returns a step whose only parameter is a norm's weight, and its state."""
   tree = {'full': {'norm': {'weight': jnp.array([2.0, 0.0, -0.0])}}}
-  step = jax.jit(step_lib.make(None, run, how, objective))
+  step = jax.jit(step_lib.make(small()[0], run, how, objective))
   return step, step_lib.start(how, tree), trained.Frozen({})
 
 
@@ -273,7 +273,7 @@ def of_gates(run, how, params=None):
     loss = jnp.sum(params['layers'][sink.SCALE] * batch)
     return {'loss': (loss, jnp.float32(1))}
 
-  step = jax.jit(step_lib.make(None, run, how, objective))
+  step = jax.jit(step_lib.make(small()[0], run, how, objective))
   return step, *begun(run, how, params)
 
 
