@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
+import itertools
 
 from me_jax import errors
 from me_jax.planning import hlo as hlo_lib
@@ -30,7 +31,7 @@ class Roofline:
     network: of exchanges between them.
     bound: which is the longest: compute, memory, links or network.
     best: no run takes less: the longest, where exchanges along different axes
-      of the mesh, which have links of their own, overlap too.
+      of the mesh overlap too, and permutations in opposite directions.
     worst: the sum of all four.
     peak: FLOP/s of one device.
     devices: in all.
@@ -83,15 +84,16 @@ def of(
     MeJaxError: slices exchange, and the network's speed is not published.
   """
   chip = topology.chip
-  busy: dict[str, float] = {}
+  # By axis and direction, each of which has wires of its own.
+  busy: dict[tuple[str, int], float] = {}
   links = network = 0.0
   for one in collectives:
     # Devices of one chip share its wires.
     within = one.times * (one.bytes - one.network_bytes) * chip.cores
     seconds = within / (one.links * chip.link_bandwidth)
     links += seconds
-    for axis in one.axes or ('',):
-      busy[axis] = busy.get(axis, 0.0) + seconds
+    for key in itertools.product(one.axes or ('',), _directions(one)):
+      busy[key] = busy.get(key, 0.0) + seconds
     if one.network_bytes:
       if chip.hosts_network is None:
         raise errors.MeJaxError(
@@ -119,3 +121,11 @@ def of(
     peak=peak,
     devices=topology.devices,
   )
+
+
+def _directions(one: hlo_lib.Collective) -> tuple[int, ...]:
+  """Returns which directions of links an exchange takes: both, or one."""
+  if one.kind != 'collective-permute':
+    return (1, -1)
+  forward = sum(1 if pair[0] < pair[-1] else -1 for pair in one.groups)
+  return (1,) if forward > 0 else (-1,)
