@@ -1,8 +1,9 @@
 """How many queries' scores should exist at a time?
 
 More at a time are fewer products in the program, each of which is compiled
-apart, and larger ones; but a chunk of queries meets all keys up to its last
-one, half of which are none of the first query's, and the scores are float32.
+apart; but a chunk of queries meets all keys up to its last one, which the first
+one may not see, and float32 scores that stay on the chip cost no bandwidth: the
+TPU compiler keeps them there if they are a half of its 128 MiB.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ import jax
 from me_jax.models import config as config_lib
 from me_jax.training import sharding as sharding_lib
 
-_FEWEST = 4  # chunks of a row, with which an eighth of all scores is not needed
+_FEWEST, _MOST = 4, 8  # chunks of a long row
 _LEAST = 64  # queries
-_SCORES = 1 << 29  # bytes
+_SCORES = 1 << 26  # bytes
 
 
 def attention_chunk(
@@ -40,6 +41,8 @@ def attention_chunk(
   # Where time is cut, queries are; keys are gathered.
   each = 4 * local * heads * length // rules.parts('time', mesh)
   chunk = _LEAST
-  while 2 * chunk * _FEWEST <= length and 2 * chunk * each <= _SCORES:
+  while chunk * _MOST < length or (
+    2 * chunk * _FEWEST <= length and 2 * chunk * each <= _SCORES
+  ):
     chunk *= 2
   return chunk
