@@ -234,7 +234,9 @@ def diagnose(
   slots = passes.slots_of(batch)
   rows = passes.rows_of(batch, rows)
   longest = int(batch_lib.text_spans(batch.segments_BT).length.max())
-  operands = functools.partial(_operands, slots, diversity.sample_size(longest))
+  operands = functools.partial(
+    operands_of, slots, diversity.sample_size(longest)
+  )
   count, sums = len(batch.tokens_BT), None
   for start in range(0, count, rows):
     piece = passes.take_rows(batch, start, rows)
@@ -246,7 +248,7 @@ def diagnose(
   return _diagnosis(sums)
 
 
-def _operands(
+def operands_of(
   slots: int, count: int, piece: batch_lib.Batch, chosen_BC: np.ndarray
 ) -> dict[str, np.ndarray]:
   """Returns what the further observers ask for."""

@@ -120,12 +120,12 @@ def monitor(
   batch = batch_lib.check_batch(model.config, batch)
   everywhere = _everywhere(params)
   look = massive_tokens.look(
-    functools.partial(_measure, everywhere),
+    functools.partial(measure, everywhere),
     model,
     params,
     batch,
     passes.slots_of(batch),
-    _operands,
+    operands_of,
   )
   trace = trace_lib.of_look(
     look, model, params, functools.partial(_attribute, everywhere)
@@ -134,7 +134,7 @@ def monitor(
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _measure(
+def measure(
   everywhere: jax.sharding.Sharding | None,
   model: decoder.Decoder,
   params: decoder.Params,
@@ -178,8 +178,9 @@ def _laid(tree: Any, place: jax.sharding.Sharding | None) -> Any:
   )
 
 
-def _operands(
+def operands_of(
   piece: batch_lib.Batch, chosen_BC: np.ndarray
 ) -> dict[str, np.ndarray]:
+  """Returns what the further observers ask for."""
   del chosen_BC
   return passes.places(piece, batch_lib.text_spans(piece.segments_BT))

@@ -23,9 +23,9 @@ from me_jax.models import decoder
 from me_jax.models import params as params_lib
 
 _SHORTEST = 32  # length that prompts are padded to at least
-_SLOTS = 64  # a cache has a multiple of them
+SLOTS = 64  # a cache has a multiple of them
 _PREFILL = 512  # tokens of the prompts that are run at once
-_STEPS = 16  # of decoding, between which the host looks at what came out
+STEPS = 16  # of decoding, between which the host looks at what came out
 _SHOWN_STEPS = 4  # the same where somebody watches
 
 # Says of a text's new tokens whether it has ended.
@@ -124,7 +124,7 @@ def serve(
   rows = min(rows, len(requests))
   longest = max(longest, *(len(r.tokens) + r.most for r in requests))
   # All slots are read in every step; steps are compiled once in any case.
-  slots = -(-longest // _SLOTS) * _SLOTS
+  slots = -(-longest // SLOTS) * SLOTS
   state = steps.start(
     model,
     rows,
@@ -132,7 +132,7 @@ def serve(
     jnp.dtype(cache_dtype or model.dtype),
     'repetition_penalty' in sampling.active,
   )
-  count = _STEPS if on_tokens is None else _SHOWN_STEPS
+  count = STEPS if on_tokens is None else _SHOWN_STEPS
   rule = steps.Rule(
     sampling.values, jnp.asarray(sorted({-1, *stop_tokens}), jnp.int32)
   )
@@ -144,11 +144,11 @@ def serve(
     fresh = []
     while waiting:
       free = [row for row, index in enumerate(holds) if index is None]
-      together = _together(padded(waiting[-1]), rows)
+      most = together(padded(waiting[-1]), rows)
       # A prompt alone would take as long as several together.
-      if len(free) < min(together, len(waiting), rows):
+      if len(free) < min(most, len(waiting), rows):
         break
-      taken = _next_prompts(waiting, padded, together)
+      taken = _next_prompts(waiting, padded, most)
       prompts = _prompts(
         [requests[i] for i in taken], free, rows, padded(taken[0])
       )
@@ -162,7 +162,7 @@ def serve(
     # With more to come, go on only until there is room for it.
     busy = 0
     if waiting:
-      busy = rows - min(_together(padded(waiting[-1]), rows), len(waiting))
+      busy = rows - min(together(padded(waiting[-1]), rows), len(waiting))
     state, out_BC = steps.decode(
       model, sampling.active, count, params, state, rule, jnp.int32(busy)
     )
@@ -220,7 +220,7 @@ def bucket(length: int) -> int:
   return between if length <= between and between > _SHORTEST else power
 
 
-def _together(length: int, rows: int) -> int:
+def together(length: int, rows: int) -> int:
   """Returns how many prompts of a padded length are run at once."""
   # At most some of the rows: the others would wait for the last of them.
   return max(1, min(_PREFILL // length, rows // 4))
@@ -248,7 +248,7 @@ def _prompts(
   chosen: Sequence[Request], free: Sequence[int], rows: int, length: int
 ) -> steps.Prompts:
   """Lays prompts out, on as many rows as the program for their length has."""
-  missing = _together(length, rows) - len(chosen)
+  missing = together(length, rows) - len(chosen)
   batch = batch_lib.make_batch(
     [request.tokens for request in chosen], length=length, pad_side='left'
   )

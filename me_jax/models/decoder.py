@@ -289,10 +289,18 @@ def embed(
   dtype: jnp.dtype,
 ) -> jax.Array:
   """Returns the state before the first layer, `[..., D]`, of token ids."""
-  # Whole in D before it is read: each device's rows of the batch would be
-  # gathered otherwise, all of them on every device.
-  embedding_VD = logical_axes.constrain(embedding_VD, ('vocab', None))
+  # Each device reads its own channels of all tokens, which then change places:
+  # to gather the table would take longer, and all of it would be on each device,
+  # its gradient too.
+  axes = (*('batch', 'time')[: tokens.ndim], *(None,) * (tokens.ndim - 2))
+  embedding_VD = logical_axes.constrain(embedding_VD, ('vocab', 'embed'))
+  tokens = logical_axes.constrain_beside(tokens, axes, 'embed')
   x = jnp.take(embedding_VD, tokens, axis=0, mode='clip').astype(dtype)
+  # One axis of the mesh at a time: XLA knows no way for two at once, and would
+  # gather everything.
+  for kept in range(len(logical_axes.mesh_axes('embed')), -1, -1):
+    x = logical_axes.constrain_beside(x, (*axes, 'embed'), 'embed', kept)
+  x = logical_axes.constrain(x, (*axes, 'act_embed'))
   if config.embedding_scale != 1.0:
     x = x * jnp.asarray(config.embedding_scale, dtype)
   return x

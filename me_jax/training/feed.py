@@ -87,6 +87,38 @@ def make(
   return feed
 
 
+def pair_scorer(
+  model: decoder.Decoder, run: settings_lib.Run, mesh: jax.sharding.Mesh
+) -> Any:
+  """Returns the compiled function of DPO's reference, a sum for each answer."""
+  everywhere = jax.NamedSharding(mesh, jax.P())
+
+  @functools.partial(jax.jit, out_shardings=everywhere)
+  def score(tree: Any, frozen: Any, pairs: packing.PackedPairs) -> Any:
+    params = prepare_lib.computed(run, tree, frozen)
+    return objectives.answer_sums(
+      model, params, pairs, chunk=run.compute.vocabulary_chunk
+    )
+
+  return score
+
+
+def token_scorer(model: decoder.Decoder, run: settings_lib.Run) -> Any:
+  """Returns the compiled function that scores the tokens of GRPO's answers."""
+
+  @jax.jit
+  def score(tree: Any, frozen: Any, packed: packing.Packed) -> jax.Array:
+    return objectives.token_logprobs(
+      model,
+      prepare_lib.computed(run, tree, frozen),
+      packed,
+      chunk=run.compute.vocabulary_chunk,
+      temperature=run.method.sampling.temperature,
+    )
+
+  return score
+
+
 def _fed(plan: Any, batch: Any, packed: packing.Packed, **about: Any) -> Fed:
   texts = about.pop('texts', ())
   tokens, about = _of_all(plan, np.count_nonzero(packed.segments_BT), about)
@@ -124,14 +156,7 @@ def _dpo(
 ) -> Feed:
   """Returns the feed of pairs."""
   run = plan.run
-  everywhere = jax.NamedSharding(plan.mesh, jax.P())
-
-  @functools.partial(jax.jit, out_shardings=everywhere)
-  def reference(tree: Any, frozen: Any, pairs: packing.PackedPairs) -> Any:
-    params = prepare_lib.computed(run, tree, frozen)
-    return objectives.answer_sums(
-      placed.model, params, pairs, chunk=run.compute.vocabulary_chunk
-    )
+  reference = pair_scorer(placed.model, run, plan.mesh)
 
   def score(tree: Any, pairs: packing.PackedPairs) -> list[np.ndarray]:
     found = reference(
@@ -225,16 +250,7 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
     start = jax.tree.map(lambda leaf: leaf.copy(), placed.state.tree)
   hosts, host = placement.row_share(plan.mesh, plan.rules)
 
-  @jax.jit
-  def score(tree: Any, frozen: Any, packed: packing.Packed) -> jax.Array:
-    return objectives.token_logprobs(
-      placed.model,
-      prepare_lib.computed(run, tree, frozen),
-      packed,
-      chunk=run.compute.vocabulary_chunk,
-      temperature=method.sampling.temperature,
-    )
-
+  score = token_scorer(placed.model, run)
   last: list[Fed] = []
 
   def feed(state: step_lib.State, step: int) -> Fed:

@@ -14,15 +14,7 @@ import jax
 
 from me_jax.models import config as config_lib
 from me_jax.models import params as params_lib
-
-# Dense bfloat16 FLOP/s of a device as JAX counts them, by a part of its kind:
-# cloud.google.com/tpu/docs (a v4 or v5p chip is one device) and NVIDIA's data
-# sheets (SXM, without sparsity).
-_PEAK = (
-  ('TPU v5 lite', 197e12), ('TPU v5e', 197e12), ('TPU v5p', 459e12),
-  ('TPU v5', 459e12), ('TPU v6', 918e12), ('TPU v4', 275e12),
-  ('H200', 989e12), ('H100', 989e12), ('A100', 312e12), ('B200', 2250e12),
-)  # fmt: skip
+from me_jax.training import peaks
 
 
 def of_step(
@@ -57,5 +49,4 @@ def peak(device: Any) -> float | None:
   Args:
     device: of JAX.
   """
-  kind = device.device_kind
-  return next((flops for name, flops in _PEAK if name in kind), None)
+  return peaks.of(device.device_kind)

@@ -100,7 +100,8 @@ def token_logprobs(
     wanted_BT: bool, columns to score; None for all. The others get 0, and
       nothing that they hold has an influence, be it NaN.
     blocks: into how many the columns are cut, those that are wanted first; the
-      others' blocks cost nothing. It divides T.
+      others' blocks cost nothing. It divides T. One block where time or the
+      head's model width is cut over devices.
     chunk: tokens of the vocabulary whose logits exist at a time; at least one
       on each device.
     temperature: logits are divided by it, for answers that were so drawn.
@@ -153,8 +154,11 @@ def token_logprobs(
     # others would make XLA copy the whole head.
     head = jnp.swapaxes(head.reshape(-1, groups, size), 0, 1)
   columns = head, hidden_BTD, targets_BT
-  # Where time is cut over devices, columns cannot change places for free.
-  if wanted_BT is None or blocks == 1 or logical_axes.parts('time') > 1:
+  # Where time is cut over devices, columns cannot change places for free; where
+  # the head is, each block would gather it anew and add its gradient up, which
+  # takes longer than the columns that nobody wants.
+  apart = max(logical_axes.parts('time'), logical_axes.parts('embed')) > 1
+  if wanted_BT is None or blocks == 1 or apart:
     scores = vocabulary_scan.score(how, *columns)
   else:
     scores = column_scan.score(how, blocks, *columns, wanted_BT)

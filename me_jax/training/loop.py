@@ -35,7 +35,6 @@ from me_jax.training import held_out as held_out_lib
 from me_jax.training import journal as journal_lib
 from me_jax.training import judge as judge_lib
 from me_jax.training import metrics as metrics_lib
-from me_jax.training import objectives
 from me_jax.training import prepare as prepare_lib
 from me_jax.training import run_folder
 from me_jax.training import runaway
@@ -212,12 +211,8 @@ class _Loop:
       self.probes = monitor_lib.probes(
         load_lib.LoadedModel(placed.model, {}, plan.tokenizer, plan.config)
       )
-    self.update = jax.jit(
-      step_lib.make(
-        placed.model, settings, placed.optimizer, objectives.of(settings)
-      ),
-      donate_argnums=0,
-      out_shardings=(placed.places, jax.NamedSharding(plan.mesh, jax.P())),
+    self.update = step_lib.jitted(
+      placed.model, settings, placed.optimizer, placed.places, plan.mesh
     )
     self.compiled: Any = None
     self.journal = journal_lib.Journal(plan, self.metrics, tell, self.step)

@@ -123,16 +123,7 @@ def place(plan: Plan, progress: Progress | None = None) -> Placed:
       needed.
   """
   run, mesh, rules = plan.run, plan.mesh, plan.rules
-  compute = run.compute
-  # Master weights are not rounded on their way in.
-  dtype = 'float32' if 'full' in run.train.parts else compute.dtype
-  model = decoder.Decoder(
-    plan.config,
-    dtype=jnp.dtype(compute.dtype),
-    param_dtype=jnp.dtype(compute.dtype),
-    remat=compute.remat,
-    attention_chunk=compute.attention_chunk,
-  )
+  dtype, model = params_dtype(run), model_of(run, plan.config)
   tell = progress or (lambda *_: None)
   with sharding_lib.use(mesh, rules):
     params = plan.checkpoint.load_params(
@@ -158,14 +149,12 @@ def place(plan: Plan, progress: Progress | None = None) -> Placed:
     )
     del params
     optimizer = optimizer_lib.make(run.optim, run.steps)
-    tree_places, frozen_places = placement.trained_shardings(
-      plan.config, frozen, run.train, mesh, rules
+    tree_places, frozen_places, places = places_of(
+      plan.config, run, tree, frozen, optimizer, mesh, rules
     )
     tree = jax.device_put(tree, tree_places)
     frozen = jax.device_put(frozen, frozen_places)
     start = functools.partial(step_lib.start, optimizer)
-    shapes = jax.eval_shape(start, tree)
-    places = placement.state_shardings(shapes, tree, tree_places)
     state = jax.jit(start, out_shardings=places, donate_argnums=0)(tree)
   return Placed(
     model=model,
@@ -176,6 +165,57 @@ def place(plan: Plan, progress: Progress | None = None) -> Placed:
     optimizer=optimizer,
     trained=(trained_lib.count(state.tree), total),
     fingerprint=fingerprint,
+  )
+
+
+def model_of(
+  run: settings_lib.Run, config: config_lib.ModelConfig
+) -> decoder.Decoder:
+  """Returns the decoder as a run computes with it."""
+  compute = run.compute
+  return decoder.Decoder(
+    config,
+    dtype=jnp.dtype(compute.dtype),
+    param_dtype=jnp.dtype(compute.dtype),
+    remat=compute.remat,
+    attention_chunk=compute.attention_chunk,
+  )
+
+
+def params_dtype(run: settings_lib.Run) -> str:
+  """Returns the type that weights are read in."""
+  # Master weights are not rounded on their way in.
+  return 'float32' if 'full' in run.train.parts else run.compute.dtype
+
+
+def places_of(
+  config: config_lib.ModelConfig,
+  run: settings_lib.Run,
+  tree: Any,
+  frozen: trained_lib.Frozen,
+  optimizer: Any,
+  mesh: jax.sharding.Mesh,
+  rules: sharding_lib.Rules,
+) -> tuple[Any, Any, step_lib.State]:
+  """Returns where what is trained lies, what is frozen, and the whole state.
+
+  Args:
+    config: of the model.
+    run: the settings.
+    tree: what is trained, as arrays or shapes.
+    frozen: what is not, likewise.
+    optimizer: from `optimizer.make`.
+    mesh: the devices.
+    rules: fitted to the model.
+  """
+  tree_places, frozen_places = placement.trained_shardings(
+    config, frozen, run.train, mesh, rules
+  )
+  shapes = jax.eval_shape(functools.partial(step_lib.start, optimizer), tree)
+  return (
+    tree_places,
+    frozen_places,
+    placement.state_shardings(shapes, tree, tree_places),
   )
 
 

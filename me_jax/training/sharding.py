@@ -32,6 +32,7 @@ from me_jax.models import config as config_lib
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
 from me_jax.models import sink
+from me_jax.training import grids
 
 # The innermost axes exchange most and get the nearest devices.
 MESH_AXES = ('data', 'fsdp', 'sequence', 'tensor')
@@ -204,7 +205,8 @@ def mesh(
   except (AssertionError, NotImplementedError, ValueError) as error:
     product = ' × '.join(f'{k} {v}' for k, v in sizes.items())
     raise errors.MeJaxError(
-      f'these devices cannot be arranged as {product}: {error}'
+      f'these devices cannot be arranged as {product}:'
+      f' {grids.reason(devices, error)}'
     ) from error
 
 

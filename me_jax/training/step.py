@@ -101,6 +101,29 @@ def make(
   return step
 
 
+def jitted(
+  model: decoder.Decoder,
+  run: settings_lib.Run,
+  optimizer: Any,
+  places: State,
+  mesh: jax.sharding.Mesh,
+) -> Any:
+  """Returns the compiled form of a step, which uses up the state.
+
+  Args:
+    model: the decoder; scanned.
+    run: the settings.
+    optimizer: from `optimizer.make`.
+    places: where each leaf of the state lies, before and after.
+    mesh: that they lie on.
+  """
+  return jax.jit(
+    make(model, run, optimizer, objectives.of(run)),
+    donate_argnums=0,
+    out_shardings=(places, jax.NamedSharding(mesh, jax.P())),
+  )
+
+
 def accumulated(gradient: Callable[..., Any], parts: int) -> Callable[..., Any]:
   """Returns a gradient that takes a batch in parts, one after the other.
 

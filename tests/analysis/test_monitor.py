@@ -308,7 +308,7 @@ PROGRAM = """
         return found
       return call
 
-    monitor._measure = whole(monitor._measure)
+    monitor.measure = whole(monitor.measure)
     monitor._attribute = whole(monitor._attribute)
     with sharding.use(mesh, rules):
       inside = me_jax.monitor(model, placed, batch).to_json()

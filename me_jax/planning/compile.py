@@ -1,0 +1,125 @@
+"""What does the compiler make of a program?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from me_jax import errors
+from me_jax.planning import programs
+from me_jax.training import sharding as sharding_lib
+
+_UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
+_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Memory:
+  """What a program needs on one device, bytes.
+
+  Attributes:
+    arguments: what it is called with.
+    outputs: what it returns.
+    temporary: everything between.
+    aliased: outputs that lie where donated arguments did.
+    code: of the program.
+    peak: all of it together.
+  """
+
+  arguments: int = 0
+  outputs: int = 0
+  temporary: int = 0
+  aliased: int = 0
+  code: int = 0
+  peak: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Compiled:
+  """A compiled program.
+
+  Attributes:
+    name: of the program.
+    seconds: of lowering and compiling.
+    memory: per device. Of a program that the compiler refused, because it does
+      not fit, only the peak is known.
+    cost: as the compiler says it, each loop's body counted once.
+    text: the optimised program; empty if it was refused.
+    places: shardings of the arguments that it uses, with None for others.
+    refused: why, in the compiler's words; empty if it was not.
+  """
+
+  name: str
+  seconds: float
+  memory: Memory
+  cost: Mapping[str, float]
+  text: str
+  places: Any = None
+  refused: str = ''
+
+
+def compile_for(program: programs.Program) -> Compiled:
+  """Compiles a program for the devices of its mesh, which need not exist.
+
+  Args:
+    program: what is compiled.
+
+  Raises:
+    MeJaxError: the compiler refuses it, and not for want of memory.
+  """
+  began = time.monotonic()
+  with sharding_lib.use(program.mesh, program.rules):
+    lowered = program.function.lower(*program.args)
+    try:
+      compiled = lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+      return _refused(program, error, time.monotonic() - began)
+  seconds = time.monotonic() - began
+  found = compiled.memory_analysis()
+  memory = Memory(
+    arguments=found.argument_size_in_bytes,
+    outputs=found.output_size_in_bytes,
+    temporary=found.temp_size_in_bytes,
+    aliased=found.alias_size_in_bytes,
+    code=found.generated_code_size_in_bytes,
+    peak=found.argument_size_in_bytes
+    + found.output_size_in_bytes
+    + found.temp_size_in_bytes
+    + found.generated_code_size_in_bytes
+    - found.alias_size_in_bytes,
+  )
+  cost = compiled.cost_analysis() or {}
+  return Compiled(
+    name=program.name,
+    seconds=seconds,
+    memory=memory,
+    cost={k: v for k, v in cost.items() if isinstance(v, int | float)},
+    text=compiled.as_text(),
+    places=compiled.input_shardings[0],
+  )
+
+
+def _refused(
+  program: programs.Program, error: Exception, seconds: float
+) -> Compiled:
+  """Returns what is known of a program that does not fit."""
+  text = str(error)
+  match = _TOO_LARGE.search(text)
+  if not match:
+    line = text.strip().splitlines()[0]
+    raise errors.MeJaxError(
+      f'the compiler refuses the program of {program.name}: {line}'
+    ) from error
+  return Compiled(
+    name=program.name,
+    seconds=seconds,
+    memory=Memory(peak=int(float(match[1]) * _UNITS[match[2]])),
+    cost={},
+    text='',
+    refused=match[0],
+  )

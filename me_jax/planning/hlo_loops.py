@@ -1,0 +1,227 @@
+"""How often is each part of a compiled program run?
+
+A loop's length is in `known_trip_count` or, as in TPU programs, only in what
+its condition compares: a counter, which the body adds to, and a limit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+
+from me_jax.planning import hlo_text
+
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+# What passes a number on as it is.
+_SAME = ('copy', 'bitcast', 'convert', 'reshape', 'broadcast')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Use:
+  """How a computation is run.
+
+  Attributes:
+    times: in one run of the program, with loops.
+    loop: whether a loop repeats it.
+    fused: whether it is within a fusion, so that only the fusion's operands and
+      results go through memory.
+  """
+
+  times: int
+  loop: bool
+  fused: bool
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+  """How a program is run.
+
+  Attributes:
+    uses: of each computation that is run, by name.
+    unknown: loops whose length is not known; they count as run once.
+  """
+
+  uses: dict[str, Use]
+  unknown: tuple[str, ...]
+
+
+@functools.lru_cache(maxsize=1)
+def run(module: hlo_text.Module) -> Run:
+  """Returns how often each computation is run.
+
+  Of branches, each counts as taken.
+
+  Args:
+    module: of `hlo_text.parse`.
+  """
+  uses: dict[str, Use] = {}
+  unknown: list[str] = []
+
+  def visit(name: str, use: Use) -> None:
+    if name not in module.computations:
+      return
+    before = uses.get(name)
+    uses[name] = (
+      Use(
+        times=use.times + before.times,
+        loop=use.loop or before.loop,
+        fused=use.fused,
+      )
+      if before
+      else use
+    )
+    for one in module.computations[name].instructions.values():
+      below = use
+      if one.opcode == 'while':
+        trips = _trips(module, name, one)
+        if trips is None and one.name not in unknown:
+          unknown.append(one.name)
+        times = use.times * (1 if trips is None else trips)
+        below = dataclasses.replace(use, times=times, loop=True)
+      elif one.opcode == 'fusion':
+        below = dataclasses.replace(use, fused=True)
+      for callee in hlo_text.callees(one):
+        visit(callee, below)
+
+  visit(module.entry, Use(times=1, loop=False, fused=False))
+  return Run(uses=uses, unknown=tuple(unknown))
+
+
+def _trips(
+  module: hlo_text.Module, name: str, loop: hlo_text.Instruction
+) -> int | None:
+  """Returns how often a loop's body is run; None if the text does not tell."""
+  match = _TRIPS.search(loop.rest)
+  if match:
+    return int(match[1])
+  condition = module.computations.get(loop.attribute('condition'))
+  body = module.computations.get(loop.attribute('body'))
+  if condition is None or body is None:
+    return None
+  test = condition.instructions[condition.root]
+  if test.opcode in ('fusion', 'call'):
+    condition = module.computations[hlo_text.callees(test)[0]]
+    test = condition.instructions[condition.root]
+  if test.opcode != 'compare':
+    return None
+  counter, limit = (
+    _origin(module, condition.name, operand) for operand in test.operands
+  )
+  direction = test.attribute('direction')
+  if not _counts(module, body, counter):
+    counter, limit = limit, counter
+    direction = direction.translate(str.maketrans('LG', 'GL'))
+  if not isinstance(counter, tuple):
+    return None
+  step = _step(module, body, counter[1])
+  first = _number(module, name, loop.operands[0], counter[1])
+  last = limit if isinstance(limit, int) else None
+  if isinstance(limit, tuple):
+    last = _number(module, name, loop.operands[0], limit[1])
+  if first is None or last is None or not step:
+    return None
+  steps = (last - first) / step
+  if direction in ('LE', 'GE'):
+    steps = math.floor(steps) + 1
+  return max(math.ceil(steps), 0)
+
+
+def _counts(
+  module: hlo_text.Module,
+  body: hlo_text.Computation,
+  value: int | tuple[str, int] | None,
+) -> bool:
+  """Returns whether a value is a part of the state that the body adds to."""
+  return isinstance(value, tuple) and bool(_step(module, body, value[1]))
+
+
+def _origin(
+  module: hlo_text.Module, name: str, value: str
+) -> int | tuple[str, int] | None:
+  """Returns a constant, or which part of the loop's state a value is."""
+  for _ in range(100):
+    one = module.computations[name].instructions.get(value)
+    if one is None:
+      return None
+    if one.opcode == 'constant':
+      return _literal(one)
+    if one.opcode in _SAME:
+      value = one.operands[0]
+    elif one.opcode == 'get-tuple-element':
+      return ('state', int(one.attribute('index')))
+    elif one.opcode == 'parameter' and name in module.callers:
+      name, caller = module.callers[name]
+      if caller.opcode not in ('fusion', 'call'):
+        return None
+      value = caller.operands[int(one.operands[0])]
+    else:
+      return None
+  return None
+
+
+def _step(
+  module: hlo_text.Module, body: hlo_text.Computation, index: int
+) -> int | None:
+  """Returns what a loop's body adds to a part of its state."""
+  state = body.instructions[body.root]
+  if state.opcode != 'tuple':
+    return None
+  name, value = body.name, state.operands[index]
+  for _ in range(100):
+    one = module.computations[name].instructions.get(value)
+    if one is None:
+      return None
+    if one.opcode in _SAME:
+      value = one.operands[0]
+    elif one.opcode in ('fusion', 'call'):
+      name = hlo_text.callees(one)[0]
+      value = module.computations[name].root
+    elif one.opcode in ('add', 'subtract'):
+      for operand in reversed(one.operands):
+        by = _origin(module, name, operand)
+        if isinstance(by, int):
+          return by if one.opcode == 'add' else -by
+      return None
+    else:
+      return None
+  return None
+
+
+def _number(
+  module: hlo_text.Module, name: str, value: str, index: int | None = None
+) -> int | None:
+  """Returns the whole number that a value always is; None if it is not known.
+
+  Args:
+    module: where it is.
+    name: of its computation.
+    value: name of the instruction.
+    index: of a tuple, which part.
+  """
+  for _ in range(100):
+    one = module.computations[name].instructions.get(value)
+    if one is None:
+      return None
+    if one.opcode == 'constant':
+      return _literal(one)
+    if one.opcode == 'tuple' and index is not None:
+      value, index = one.operands[index], None
+    elif one.opcode == 'get-tuple-element' and index is None:
+      value, index = one.operands[0], int(one.attribute('index'))
+    elif one.opcode in _SAME or one.opcode == 'while':
+      # What a loop is given it returns, if it does not change it.
+      value = one.operands[0]
+    elif one.opcode == 'parameter' and name in module.callers:
+      name, caller = module.callers[name]
+      value = caller.operands[int(one.operands[0])]
+    else:
+      return None
+  return None
+
+
+def _literal(one: hlo_text.Instruction) -> int | None:
+  """Returns a constant's whole number."""
+  text = one.operands[0] if one.operands else ''
+  return int(text) if re.fullmatch(r'-?\d+', text) else None
