@@ -1,7 +1,7 @@
 """Which meshes can chips in a grid be arranged as?
 
 JAX takes whole sides of a TPU slice's grid for each axis of a mesh, so that
-devices along an axis are neighbours; of v5e alone it also takes parts.
+devices along an axis are neighbours, unless it is told to split them.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ from collections.abc import Sequence
 import itertools
 import math
 from typing import Any
+
+from jax.experimental import mesh_utils
+import numpy as np
 
 
 def shape_of(devices: Sequence[Any]) -> tuple[int, ...]:
@@ -23,6 +26,36 @@ def shape_of(devices: Sequence[Any]) -> tuple[int, ...]:
   places = [(*d.coords, getattr(d, 'core_on_chip', 0)) for d in devices]
   sides = (len(set(along)) for along in zip(*places))
   return tuple(side for side in sides if side > 1)
+
+
+def arrange(
+  shape: Sequence[int], across: Sequence[int], devices: Sequence[Any]
+) -> np.ndarray:
+  """Returns devices in the shape of a mesh.
+
+  Axes take whole sides of a slice's grid, so that they exchange along wires of
+  their own; only where that cannot be, sides are split.
+
+  Args:
+    shape: sizes of the mesh's axes.
+    across: how many slices each axis spans.
+    devices: all of them.
+
+  Raises:
+    NotImplementedError, ValueError, AssertionError: JAX finds no way.
+  """
+  within = tuple(size // span for size, span in zip(shape, across))
+
+  def make(split: bool) -> np.ndarray:
+    kwargs = {'devices': devices, 'allow_split_physical_axes': split}
+    if math.prod(across) == 1:
+      return mesh_utils.create_device_mesh(within, **kwargs)
+    return mesh_utils.create_hybrid_device_mesh(within, across, **kwargs)
+
+  try:
+    return make(False)
+  except NotImplementedError:
+    return make(True)
 
 
 def sizes(grid: Sequence[int]) -> tuple[int, ...]:

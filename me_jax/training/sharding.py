@@ -24,7 +24,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-from jax.experimental import mesh_utils
 import jax.numpy as jnp
 
 from me_jax import errors
@@ -196,11 +195,7 @@ def mesh(
   slices = len({getattr(device, 'slice_index', 0) for device in devices})
   kinds = (jax.sharding.AxisType.Auto,) * len(shape)
   try:
-    if slices == 1:
-      return jax.make_mesh(shape, MESH_AXES, kinds, devices=devices)
-    across = spans(shape, slices)
-    within = tuple(size // span for size, span in zip(shape, across))
-    array = mesh_utils.create_hybrid_device_mesh(within, across, devices)
+    array = grids.arrange(shape, spans(shape, slices), devices)
     return jax.sharding.Mesh(array, MESH_AXES, axis_types=kinds)
   except (AssertionError, NotImplementedError, ValueError) as error:
     product = ' × '.join(f'{k} {v}' for k, v in sizes.items())
