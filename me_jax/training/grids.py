@@ -1,13 +1,8 @@
-"""Which meshes can chips in a grid be arranged as?
-
-JAX takes whole sides of a TPU slice's grid for each axis of a mesh, so that
-devices along an axis are neighbours, unless it is told to split them.
-"""
+"""How are the chips of a slice, which stand in a grid, arranged as a mesh?"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-import itertools
 import math
 from typing import Any
 
@@ -15,26 +10,13 @@ from jax.experimental import mesh_utils
 import numpy as np
 
 
-def shape_of(devices: Sequence[Any]) -> tuple[int, ...]:
-  """Returns the sides of a slice's grid; empty where devices are in none.
-
-  Args:
-    devices: of JAX; devices of a chip make one more side.
-  """
-  if not all(hasattr(device, 'coords') for device in devices):
-    return ()
-  places = [(*d.coords, getattr(d, 'core_on_chip', 0)) for d in devices]
-  sides = (len(set(along)) for along in zip(*places))
-  return tuple(side for side in sides if side > 1)
-
-
 def arrange(
   shape: Sequence[int], across: Sequence[int], devices: Sequence[Any]
 ) -> np.ndarray:
   """Returns devices in the shape of a mesh.
 
-  Axes take whole sides of a slice's grid, so that they exchange along wires of
-  their own; only where that cannot be, sides are split.
+  Axes take whole sides of a slice's grid, so that each exchanges along wires of
+  its own; only where that cannot be are sides split.
 
   Args:
     shape: sizes of the mesh's axes.
@@ -56,35 +38,3 @@ def arrange(
     return make(False)
   except NotImplementedError:
     return make(True)
-
-
-def sizes(grid: Sequence[int]) -> tuple[int, ...]:
-  """Returns the sizes that an axis of a mesh can have, from whole sides."""
-  return tuple(
-    sorted(
-      {
-        math.prod(sides)
-        for count in range(len(grid) + 1)
-        for sides in itertools.combinations(grid, count)
-      }
-    )
-  )
-
-
-def reason(devices: Sequence[Any], error: Exception) -> str:
-  """Returns why devices cannot be arranged, for one line.
-
-  Args:
-    devices: of the mesh.
-    error: that JAX raised.
-  """
-  grid = shape_of(devices)
-  if not grid or not isinstance(error, NotImplementedError):
-    return str(error)
-  fits = ', '.join(map(str, sizes(grid)))
-  several = len({getattr(d, 'slice_index', 0) for d in devices}) > 1
-  return (
-    f'chips of a slice stand in a grid of {" × ".join(map(str, grid))}, and'
-    ' each axis takes whole sides of it that no other takes, so its size'
-    f'{" within a slice" if several else ""} is one of {fits}.'
-  )

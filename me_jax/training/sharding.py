@@ -200,8 +200,7 @@ def mesh(
   except (AssertionError, NotImplementedError, ValueError) as error:
     product = ' × '.join(f'{k} {v}' for k, v in sizes.items())
     raise errors.MeJaxError(
-      f'these devices cannot be arranged as {product}:'
-      f' {grids.reason(devices, error)}'
+      f'these devices cannot be arranged as {product}: {error}'
     ) from error
 
 
