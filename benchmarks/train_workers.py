@@ -115,8 +115,8 @@ def torch_train(
 
   Args:
     folder: of the model.
-    attention: `sdpa`, which is the faster one, or `eager`.
-    kind: of AdamW, `fused`, which is the faster one, or `foreach`.
+    attention: `sdpa`, which transformers takes by default, or `eager`.
+    kind: of AdamW, `fused`, which is one kernel, or `foreach`.
   """
   import torch
   import transformers
