@@ -82,7 +82,9 @@ def jax_train(folder: str, part: str) -> dict[str, float]:
     after = tuple(range(12, lm.config.num_hidden_layers))
     parts = trained.Trained(gates=gates.Gates(layers=after))
   tree, frozen = trained.split(lm.model, lm.params, parts)
-  model, vocab = lm.model, lm.config.vocab_size
+  # As `me-jax train` computes it if nothing else is asked for.
+  model = lm.model.clone(remat=settings.Compute().remat)
+  vocab = lm.config.vocab_size
   del lm  # full training has copies of its own
   run = settings.Run(
     data=settings.Data(mix=data.Mix(sources=())),

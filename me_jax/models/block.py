@@ -89,6 +89,7 @@ class Block(nn.Module):
 
   Attributes:
     fused: whether parameters are laid out as `params.unstack_layers` does it.
+    frozen_layers: how many layers, from the first, are not differentiated.
   """
 
   config: config_lib.ModelConfig
@@ -98,12 +99,31 @@ class Block(nn.Module):
   residual_dtype: jnp.dtype
   attention_chunk: int
   fused: bool
+  frozen_layers: int
 
   @nn.compact
   def __call__(
     self, carry: Carry, layer: LayerInputs, shared: Shared
   ) -> tuple[Carry, None]:
     """Advances the residual stream `[B, T, D]` and the rest by a layer."""
+    if not self.frozen_layers:
+      return self._advance(carry, layer, shared), None
+    # A scan runs backward through all layers. Of a conditional it runs the
+    # branch that was taken, and this one has a derivative of zero.
+    carry = nn.cond(
+      layer.index < self.frozen_layers,
+      lambda block, *args: jax.lax.stop_gradient(block._advance(*args)),
+      lambda block, *args: block._advance(*args),
+      self,
+      carry,
+      layer,
+      shared,
+    )
+    return carry, None
+
+  def _advance(
+    self, carry: Carry, layer: LayerInputs, shared: Shared
+  ) -> Carry:
     x_BTD, marked_BT = carry.x_BTD, carry.marked_BT
     context = sites_lib.SiteContext(
       layer.index, shared.segments_BT, shared.operands, marked_BT
@@ -167,7 +187,7 @@ class Block(nn.Module):
       name: captures[name].store(buffer, context.captured[name], context)
       for name, buffer in carry.buffers.items()
     }
-    return Carry(x_BTD, buffers, marked_BT, slots), None
+    return Carry(x_BTD, buffers, marked_BT, slots)
 
   def _site(
     self, context: sites_lib.SiteContext, name: str, value: jax.Array

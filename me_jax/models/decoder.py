@@ -77,6 +77,9 @@ class Decoder(nn.Module):
       see `params.unstack_layers`.
     attention_chunk: queries whose scores exist at a time.
     sites: observers and edits.
+    frozen_layers: how many layers, from the first, have nothing that is
+      trained: their derivative is nothing, and is not computed. Only if
+      scanned.
   """
 
   config: config_lib.ModelConfig
@@ -87,6 +90,7 @@ class Decoder(nn.Module):
   scanned: bool = True
   attention_chunk: int = 64
   sites: sites_lib.Sites = sites_lib.Sites()
+  frozen_layers: int = 0
 
   @nn.compact
   def __call__(
@@ -219,6 +223,7 @@ class Decoder(nn.Module):
       self.residual_dtype,
       self.attention_chunk,
       not self.scanned,
+      self.frozen_layers,
     )
     buffers = self._buffers(segments_BT, operands)
     slots = cache.slots[0] if cache is not None and self.scanned else None

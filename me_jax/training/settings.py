@@ -221,7 +221,7 @@ class Compute:
   """
 
   dtype: str = 'float32'
-  remat: str = 'none'
+  remat: str = 'dots'
   parts: int = 1
   attention_chunk: int = 64
   vocabulary_chunk: int = 4096

@@ -65,7 +65,8 @@ def make(
     params = trained_lib.merge(
       tree, frozen, run.train, jnp.dtype(run.compute.dtype)
     )
-    sums = objective(model, params, part)
+    below = trained_lib.first_layer(frozen, run.train)
+    sums = objective(model.clone(frozen_layers=below), params, part)
     return sums['loss'][0], sums
 
   def step(

@@ -187,6 +187,18 @@ def decay_mask(tree: Tree) -> dict[str, Any]:
   )
 
 
+def first_layer(frozen: Frozen, settings: Trained) -> int:
+  """Returns the first layer in which something is trained.
+
+  Args:
+    frozen: of `split`.
+    settings: that it was made with.
+  """
+  if 'full' in settings.parts:
+    return 0
+  return min(frozen.gate_layers + frozen.lora_layers)
+
+
 def count(tree: Any) -> int:
   """Returns how many numbers a tree of arrays, or of shapes, has."""
   return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))

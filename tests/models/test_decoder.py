@@ -244,6 +244,27 @@ def test_remat_changes_no_gradient(remat):
   )
 
 
+@pytest.mark.parametrize('remat', ['none', 'dots'])
+def test_frozen_layers_have_no_derivative_and_the_others_the_same(remat):
+  model, params = planted.build([])
+  batch = planted.batch(count=1)
+
+  def loss(params, model):
+    return model.apply({'params': params}, *batch).logits.std()
+
+  gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)
+  value, plain = gradient(params, model.clone(remat=remat))
+  below = model.clone(remat=remat, frozen_layers=3)
+  same, found = gradient(params, below)
+  np.testing.assert_allclose(same, value, rtol=1e-6)
+  for one, other in zip(
+    jax.tree.leaves(found['layers']), jax.tree.leaves(plain['layers'])
+  ):
+    assert not one[:3].any()
+    assert one[3:].any() or not other[3:].any()
+    np.testing.assert_allclose(one[3:], other[3:], atol=1e-5)
+
+
 def test_what_backward_keeps_grows_with_the_tokens_and_not_their_square():
   model, params = planted.build([])
 

@@ -31,9 +31,14 @@ def compiled_once():
   )
   before = {name: jax.config.values[name] for name in names}
   small_run.hurry()
+  # JAX's own functions, random numbers among them, may be there from an earlier
+  # file, compiled with all optimisations: other numbers in the last bit than
+  # those of a process that has only begun.
+  jax.clear_caches()
   # JAX asks only once whether there is such a folder.
   compilation_cache.reset_cache()
   yield
   for name, value in before.items():
     jax.config.update(name, value)
   compilation_cache.reset_cache()
+  jax.clear_caches()

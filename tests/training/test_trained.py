@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -150,6 +151,22 @@ def test_frozen_parameters_have_no_optimiser_state(stock, parts):
   want = sum(sizes[part] for part in parts)
   assert trained.count(tree) == want
   assert trained.size(model, settings_of(parts), REPORT) == want
+
+
+@pytest.mark.parametrize('parts', PARTS)
+def test_below_the_first_layer_nothing_is_trained(stock, parts):
+  """A model that does not differentiate those layers learns the same."""
+  model, params = stock
+  some = dataclasses.replace(SMALL, layers=(2, 6))
+  settings = trained.Trained(parts=parts, lora=some)
+  tree, frozen = trained.split(model, params, settings, KEY, REPORT)
+  first = trained.first_layer(frozen, settings)
+  assert first == min({'gates': 5, 'lora': 2, 'full': 0}[p] for p in parts)
+  plain = gradients(model, tree, frozen, settings)
+  found = gradients(model.clone(frozen_layers=first), tree, frozen, settings)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found, plain
+  )
 
 
 def test_gradients_of_gates_are_those_of_the_scale(stock):
