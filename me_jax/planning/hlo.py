@@ -9,7 +9,7 @@ A device that exchanges with the n of its group, each of which ends or begins
 with V bytes, sends at least, on a ring (Thakur, Rabenseifner, Gropp 2005):
 
   all-gather, reduce-scatter   V (n - 1) / n
-  all-reduce                 2 V (n - 1) / n
+  all-reduce                 2 V (n - 1) / n, as a reduce-scatter and a gather
   all-to-all                   V (n - 1) / n
   collective-permute           V
   collective-broadcast         V
@@ -213,12 +213,16 @@ def _collective(
     sent = size
     over = size if slices > 1 else 0
   else:
-    twice = 2 if kind == 'all-reduce' else 1
-    sent = twice * size * (members - 1) / members
+    moved = size
+    if kind == 'all-reduce':
+      # It may take float32 and give bfloat16.
+      given = sum(array.bytes for array in hlo_text.arrays(one.shape))
+      moved += size if one.opcode == 'send' else given
+    sent = moved * (members - 1) / members
     if kind.endswith('all-to-all'):
-      over = size * (slices - 1) / slices
+      over = moved * (slices - 1) / slices
     else:
-      over = twice * size * (slices - 1) / members
+      over = moved * (slices - 1) / members
   return Collective(
     name=one.name,
     kind=kind,

@@ -110,22 +110,31 @@ def _trips(
     _origin(module, condition.name, operand) for operand in test.operands
   )
   direction = test.attribute('direction')
-  if isinstance(counter, int) and not isinstance(limit, int):
+  if not _counts(module, body, counter):
     counter, limit = limit, counter
     direction = direction.translate(str.maketrans('LG', 'GL'))
   if not isinstance(counter, tuple):
     return None
+  step = _step(module, body, counter[1])
   first = _number(module, name, loop.operands[0], counter[1])
   last = limit if isinstance(limit, int) else None
   if isinstance(limit, tuple):
     last = _number(module, name, loop.operands[0], limit[1])
-  step = _step(module, body, counter[1])
   if first is None or last is None or not step:
     return None
   steps = (last - first) / step
   if direction in ('LE', 'GE'):
     steps = math.floor(steps) + 1
   return max(math.ceil(steps), 0)
+
+
+def _counts(
+  module: hlo_text.Module,
+  body: hlo_text.Computation,
+  value: int | tuple[str, int] | None,
+) -> bool:
+  """Returns whether a value is a part of the state that the body adds to."""
+  return isinstance(value, tuple) and bool(_step(module, body, value[1]))
 
 
 def _origin(
