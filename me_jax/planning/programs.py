@@ -81,6 +81,7 @@ def train(
   run: settings_lib.Run,
   config: config_lib.ModelConfig,
   mesh: jax.sharding.Mesh,
+  rules: sharding_lib.Rules = sharding_lib.DEFAULT,
 ) -> tuple[Program, ...]:
   """Returns the step, and what scores rows around it.
 
@@ -91,6 +92,7 @@ def train(
     run: the settings; nothing that they name is read.
     config: of the model.
     mesh: the devices, from `sharding.mesh`.
+    rules: other ones than a run has, to see what they would do.
 
   Raises:
     MeJaxError: the model or the batch does not fit the mesh.
@@ -98,7 +100,7 @@ def train(
   run = _everywhere(run)
   rows, length = settings_lib.rows(run), length_of(run)
   rules = sharding_lib.fit(
-    config, mesh, rows=rows // run.compute.parts, length=length
+    config, mesh, rules, rows=rows // run.compute.parts, length=length
   )
   model = prepare.model_of(run, config)
   with sharding_lib.use(mesh, rules):

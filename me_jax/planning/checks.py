@@ -1,0 +1,222 @@
+"""Is a compiled program sound at scale?
+
+Each check returns findings, a line each; none is good. They read what the
+compiler made, so a bad rule of sharding shows here and not on a pod.
+"""
+
+from __future__ import annotations
+
+import collections
+import math
+
+import jax
+
+from me_jax.models import params as params_lib
+from me_jax.planning import compile as compile_lib
+from me_jax.planning import hlo
+from me_jax.planning import hlo_text
+from me_jax.planning import programs
+from me_jax.training import sharding as sharding_lib
+
+# What the scan over layers is called in a program's source.
+_LAYERS = '_layers/while/body'
+# Bytes for each token of a device that a measurement may exchange: a few
+# numbers of it, never its state.
+_MEASURED = 64
+# Of an optimiser's bytes, what may be on several devices: norms, counts.
+_SMALL = 0.01
+
+
+def all_checks(
+  program: programs.Program, compiled: compile_lib.Compiled
+) -> tuple[str, ...]:
+  """Returns the findings of all checks that need one program."""
+  if compiled.refused:
+    return ()
+  found = gathers(program, compiled) + logits(program, compiled)
+  if program.state is not None:
+    found += optimizer_state(program, compiled)
+  return found
+
+
+def gathers(
+  program: programs.Program, compiled: compile_lib.Compiled
+) -> tuple[str, ...]:
+  """Finds parameters that are gathered whole outside of the loop over layers.
+
+  There each device would hold all of them at a time. Parts of the head, in the
+  loop over the vocabulary, are no whole ones.
+
+  Args:
+    program: what was compiled.
+    compiled: the result.
+  """
+  itemsize, kernels, tables = 2, [], []
+  shapes = params_lib.param_shapes(program.config, 'bfloat16')
+  cut = program.rules.parts('mlp', program.mesh)
+  for path, leaf in jax.tree.leaves_with_path(shapes):
+    if leaf.ndim < 2 or sharding_lib.names(path)[-1] == 'weight':
+      continue
+    inside = sharding_lib.names(path)[0] == 'layers'
+    size = math.prod(leaf.shape) // (leaf.shape[0] if inside else 1)
+    (kernels if inside else tables).append(size * itemsize // cut)
+  found = []
+  for one in hlo.collectives(compiled.text, program.mesh):
+    if one.kind != 'all-gather' or not _floats(one.shape):
+      continue
+    if _LAYERS in one.op_name:
+      continue
+    bound = min(kernels)
+    if '/while/body' in one.op_name and one.inside_loop:
+      # Half of a table and more is no part of it.
+      bound = max(min(tables) / 2, bound)
+    if one.size >= bound:
+      found.append(
+        f'{one.shape} ({_bytes(one.size)}) is gathered on every device along'
+        f' {", ".join(one.axes)}, outside of the loop over layers'
+        f' ({one.op_name or one.name})'
+      )
+  return tuple(found)
+
+
+def logits(
+  program: programs.Program, compiled: compile_lib.Compiled
+) -> tuple[str, ...]:
+  """Finds arrays as large as the logits of all tokens.
+
+  Args:
+    program: what was compiled.
+    compiled: the result.
+  """
+  rules, mesh = program.rules, program.mesh
+  tokens = program.tokens // (
+    rules.parts('batch', mesh) * rules.parts('time', mesh)
+  )
+  vocabulary = program.config.vocab_size // rules.parts('act_vocab', mesh)
+  # Of a head that is whole on a device there may be as much.
+  own = {
+    tuple(sorted((program.config.hidden_size, size)))
+    for size in (program.config.vocab_size, vocabulary)
+  }
+  found = []
+  for buffer in hlo.buffers(compiled.text, 2 * tokens * vocabulary - 1):
+    (array,) = hlo_text.arrays(buffer.shape)
+    dims = tuple(sorted(size for size in array.dims if size > 1))
+    if not array.dtype.startswith(('f', 'bf')) or dims in own:
+      continue
+    if any(size % vocabulary == 0 for size in dims):
+      found.append(
+        f'{buffer.shape} ({_bytes(buffer.bytes)}) are the logits of all tokens'
+        f' ({", ".join(buffer.op_names[:1]) or buffer.names[0]})'
+      )
+  return tuple(found)
+
+
+def optimizer_state(
+  program: programs.Program, compiled: compile_lib.Compiled
+) -> tuple[str, ...]:
+  """Finds what an optimiser keeps on more devices than the data axis says.
+
+  Args:
+    program: a step.
+    compiled: the result, by whose word of where arguments lie.
+  """
+  state = program.args[program.state]
+  placed = compiled.places[program.state]
+  leaves = jax.tree.leaves_with_path(state.optimizer)
+  places = jax.tree.leaves(
+    placed.optimizer, is_leaf=lambda x: x is None or _is_place(x)
+  )
+  total = sum(_size(leaf) for _, leaf in leaves)
+  allowed = program.mesh.shape['data']
+  found = []
+  for (path, leaf), place in zip(leaves, places, strict=True):
+    if place is None or _size(leaf) < _SMALL * total:
+      continue
+    local = math.prod(place.shard_shape(leaf.shape))
+    copies = local * len(place.device_set) // math.prod(leaf.shape)
+    if copies > allowed:
+      found.append(
+        f'{jax.tree_util.keystr(path)} {list(leaf.shape)} of the optimiser is'
+        f' on {copies} devices of {len(place.device_set)}'
+      )
+  return tuple(found)
+
+
+def measuring(
+  program: programs.Program,
+  compiled: compile_lib.Compiled,
+  plain: compile_lib.Compiled,
+) -> tuple[str, ...]:
+  """Finds exchanges that an analysis adds to a plain pass.
+
+  Reductions to a few numbers a token are as they must be; whole states and
+  parameters are not.
+
+  Args:
+    program: the analysis.
+    compiled: the result.
+    plain: of the pass that measures nothing, on the same rows and mesh.
+  """
+  rules, mesh = program.rules, program.mesh
+  tokens = program.tokens // (
+    rules.parts('batch', mesh) * rules.parts('time', mesh)
+  )
+  least = tokens * _MEASURED
+  left = _sent(plain, mesh)
+  found = []
+  for key, (size, times, where) in _large(compiled, mesh, least).items():
+    more = times - left[key]
+    if more > 0:
+      kind, shape, axes = key
+      found.append(
+        f'{more} × {kind} of {shape} ({_bytes(size)}) along'
+        f' {", ".join(axes)}, which a plain pass has not ({where})'
+      )
+  return tuple(found)
+
+
+def _sent(
+  compiled: compile_lib.Compiled, mesh: jax.sharding.Mesh
+) -> collections.Counter:
+  """Counts exchanges by kind, shape and axes."""
+  counted: collections.Counter = collections.Counter()
+  for one in hlo.collectives(compiled.text, mesh):
+    counted[one.kind, one.shape, one.axes] += one.times
+  return counted
+
+
+def _large(
+  compiled: compile_lib.Compiled, mesh: jax.sharding.Mesh, least: int
+) -> dict[tuple[str, str, tuple[str, ...]], tuple[int, int, str]]:
+  """Returns size, times and origin of exchanges by kind, shape and axes."""
+  found: dict = {}
+  for one in hlo.collectives(compiled.text, mesh):
+    if one.size <= least:
+      continue
+    key = one.kind, one.shape, one.axes
+    size, times, where = found.get(key, (one.size, 0, one.op_name or one.name))
+    found[key] = size, times + one.times, where
+  return found
+
+
+def _is_place(x: object) -> bool:
+  return isinstance(x, jax.sharding.Sharding)
+
+
+def _size(leaf: jax.ShapeDtypeStruct) -> int:
+  return math.prod(leaf.shape) * leaf.dtype.itemsize
+
+
+def _floats(shape: str) -> bool:
+  return any(
+    array.dtype.startswith(('f', 'bf')) for array in hlo_text.arrays(shape)
+  )
+
+
+def _bytes(size: float) -> str:
+  for unit in ('B', 'KiB', 'MiB'):
+    if size < 1024:
+      return f'{size:.3g} {unit}'
+    size /= 1024
+  return f'{size:.3g} GiB'
