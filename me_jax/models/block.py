@@ -121,9 +121,7 @@ class Block(nn.Module):
     )
     return carry, None
 
-  def _advance(
-    self, carry: Carry, layer: LayerInputs, shared: Shared
-  ) -> Carry:
+  def _advance(self, carry: Carry, layer: LayerInputs, shared: Shared) -> Carry:
     x_BTD, marked_BT = carry.x_BTD, carry.marked_BT
     context = sites_lib.SiteContext(
       layer.index, shared.segments_BT, shared.operands, marked_BT

@@ -63,20 +63,47 @@ class Compiled:
   refused: str = ''
 
 
-def compile_for(program: programs.Program) -> Compiled:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lowered:
+  """A program as it is handed to the compiler.
+
+  Attributes:
+    stage: of JAX, that compiles.
+    text: of it.
+    seconds: that it took.
+  """
+
+  stage: Any
+  text: str
+  seconds: float
+
+
+def lower(program: programs.Program) -> Lowered:
+  """Traces a program, which tells it from others before it is compiled."""
+  began = time.monotonic()
+  with sharding_lib.use(program.mesh, program.rules):
+    stage = program.function.lower(*program.args)
+  text = stage.as_text()
+  return Lowered(stage=stage, text=text, seconds=time.monotonic() - began)
+
+
+def compile_for(
+  program: programs.Program, lowered: Lowered | None = None
+) -> Compiled:
   """Compiles a program for the devices of its mesh, which need not exist.
 
   Args:
     program: what is compiled.
+    lowered: from `lower`, if that was done already.
 
   Raises:
     MeJaxError: the compiler refuses it, and not for want of memory.
   """
-  began = time.monotonic()
+  lowered = lowered or lower(program)
+  began = time.monotonic() - lowered.seconds
   with sharding_lib.use(program.mesh, program.rules):
-    lowered = program.function.lower(*program.args)
     try:
-      compiled = lowered.compile()
+      compiled = lowered.stage.compile()
     except jax.errors.JaxRuntimeError as error:
       return _refused(program, error, time.monotonic() - began)
   seconds = time.monotonic() - began
