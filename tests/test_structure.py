@@ -12,7 +12,7 @@ import me_jax
 ROOT = pathlib.Path(me_jax.__file__).parent
 # A package may import what stands before it.
 FLOW = ['models', 'checkpoints', 'analysis', 'mitigation', 'generation',
-        'evaluation', 'training', 'plotting', 'cli']  # fmt: skip
+        'evaluation', 'training', 'planning', 'plotting', 'cli']  # fmt: skip
 FILES = sorted(ROOT.rglob('*.py'))
 
 

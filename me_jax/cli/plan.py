@@ -105,7 +105,8 @@ def run(flags: absl_flags.FlagValues) -> int:
   from me_jax.planning import workload
 
   name = flags.model_config or settings.model
-  mesh = workload.mesh_of(settings, topology)
+  # A search finds meshes of its own.
+  mesh = None if flags.search else workload.mesh_of(settings, topology)
   config = known_models.config_of(name)
   with session.progress() as progress:
     if flags.search:

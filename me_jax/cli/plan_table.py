@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from rich import console as console_lib
@@ -9,7 +10,9 @@ from rich import table as table_lib
 
 from me_jax.planning import plan as plan_lib
 from me_jax.planning import planned as planned_lib
+from me_jax.planning import search as search_lib
 from me_jax.planning import topology as topology_lib
+from me_jax.training import settings as settings_lib
 
 _WIDTH = 160
 _GIB = 2**30
@@ -38,6 +41,57 @@ def show(plan: plan_lib.Plan) -> None:
   for note in plan.notes:
     console.print(f'- {note}', soft_wrap=True)
   console.print(headline(plan), style='bold', soft_wrap=True)
+
+
+def show_search(
+  found: search_lib.Search, model: str, topology: topology_lib.Topology
+) -> None:
+  """Prints what was tried, the best ones marked, and how to run the first."""
+  console = _console()
+  console.print(
+    f'{model} on {topology.name}: {len(found.tried)} settings compiled'
+  )
+  table = table_lib.Table(title='Steps of training, by time')
+  for name in ('', 'mesh', 'remat'):
+    table.add_column(name)
+  for name in (
+    'parts', 'attention', 'vocabulary', 'peak', 'left', 'step', 'tokens/s',
+    'MFU', 'guess',
+  ):  # fmt: skip
+    table.add_column(name, justify='right')
+  for i in sorted(range(len(found.tried)), key=lambda i: _rank(found.tried[i])):
+    table.add_row(*_tried(found.tried[i], i, found))
+  table.caption = (
+    '* no other needs less memory and less time; = the run as it is'
+  )
+  console.print(table)
+  for one in found.tried:
+    if one.error:
+      console.print(f'{_mesh(one)}: {one.error}', markup=False, soft_wrap=True)
+  for reason, count in found.left_out.items():
+    console.print(f'- {count:,} not compiled: {reason}', soft_wrap=True)
+  if not found.front:
+    console.print('None of them fits.', style='bold')
+    return
+  best = found.tried[found.front[0]]
+  console.print(
+    f'The fastest that fits: me-jax train {command(best.run)}',
+    style='bold',
+    soft_wrap=True,
+  )
+
+
+def command(run: settings_lib.Run) -> str:
+  """Returns flags of `me-jax train` for what a search varies."""
+  found = search_lib.changes(run)
+  mesh = dataclasses.asdict(run.mesh)
+  flags = ['--mesh=' + ','.join(f'{name}={n}' for name, n in mesh.items())]
+  flags += [
+    f'--set compute.{name}={value}'
+    for name, value in found.items()
+    if name != 'mesh'
+  ]
+  return ' '.join(flags)
 
 
 def headline(plan: plan_lib.Plan) -> str:
@@ -76,6 +130,11 @@ def seconds(value: float) -> str:
   return f'{value * 1e3:.3g} ms' if value >= 1e-3 else f'{value * 1e6:.3g} µs'
 
 
+def count(value: float) -> str:
+  """Returns a number for people."""
+  return f'{value:,.0f}' if value < 1e6 else f'{value / 1e6:,.2f} million'
+
+
 def size(value: float) -> str:
   """Returns bytes for people."""
   for unit in ('B', 'KiB', 'MiB'):
@@ -83,6 +142,48 @@ def size(value: float) -> str:
       return f'{value:.3g} {unit}'
     value /= 1024
   return f'{value:.2f} GiB'
+
+
+def _rank(one: search_lib.Tried) -> tuple[bool, float]:
+  known = one.planned is not None and one.planned.best > 0
+  return not known, one.seconds if known else one.guess.seconds
+
+
+def _mesh(one: search_lib.Tried) -> str:
+  mesh = search_lib.changes(one.run)['mesh']
+  return ' '.join(f'{name} {n}' for name, n in mesh.items())
+
+
+def _tried(
+  one: search_lib.Tried, i: int, found: search_lib.Search
+) -> list[str]:
+  """Returns a row of the table."""
+  compute, planned = one.run.compute, one.planned
+  mark = ('*' if i in found.front else '') + (
+    '=' if found.own and i == 0 else ''
+  )
+  row = [
+    mark,
+    _mesh(one),
+    compute.remat,
+    str(compute.parts),
+    str(compute.attention_chunk),
+    str(compute.vocabulary_chunk),
+  ]
+  guess = f'{size(one.guess.peak)}, {seconds(one.guess.seconds)}'
+  if planned is None:
+    return [*row, '?', '?', '?', '?', '?', guess]
+  row += [size(planned.peak), size(planned.room)]
+  if not planned.best:
+    return [*row, 'refused', '', '', guess]
+  rate, mfu = planned.rate, planned.utilization
+  return [
+    *row,
+    f'{seconds(planned.best)} to {seconds(planned.worst)}',
+    '' if rate is None else f'≤ {count(rate[1])}',
+    '' if mfu is None else f'≤ {mfu:.0%}',
+    guess,
+  ]
 
 
 def _title(model: str, topology: topology_lib.Topology, mesh: Any) -> str:
@@ -148,7 +249,7 @@ def _time(plan: plan_lib.Plan) -> table_lib.Table:
         for part in ('compute', 'memory', 'links', 'network')
       ),
       f'{seconds(one.best)} to {seconds(one.worst)}',
-      '' if rate is None else f'{rate[0]:,.0f} to {rate[1]:,.0f}',
+      '' if rate is None else f'{count(rate[0])} to {count(rate[1])}',
       '' if mfu is None else f'≤ {mfu:.0%}',
     )
   table.caption = '* what bounds it'

@@ -169,6 +169,8 @@ class _Compiler:
         self._compile(plain) if plain is not None else None,
       )
       cached.put(self._folder, name, found)
+    # An entry may be of another run, and of another name of the topology.
+    found = dataclasses.replace(found, topology=target.topology.name)
     return found.with_beside(target.beside)
 
   def _lower(self, target: workload.Target) -> compile_lib.Lowered:

@@ -21,6 +21,11 @@ from me_jax.planning import workload
 # What the scan over layers is called in a program's source.
 _LAYERS = '_layers/while/body'
 
+# Of a device's memory, what is worth a finding.
+_WORTH = 1024
+# They have a few tokens, whose logits and cache are what they are for.
+_UNCHECKED = ('prefill', 'decode', 'monitor')
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Exchange:
@@ -176,7 +181,10 @@ def read(
   counted = hlo.counted(compiled.text, compiled.cost)
   found = hlo.collectives(compiled.text, program.mesh, topology)
   times = roofline.of(counted.flops, counted.bytes, found, topology)
-  findings = checks.all_checks(program, compiled)
+  findings: tuple[str, ...] = ()
+  if program.name not in _UNCHECKED:
+    least = common['hbm'] // _WORTH
+    findings += checks.all_checks(program, compiled, least)
   if plain is not None and not plain.refused:
     findings += checks.measuring(program, compiled, plain)
   model = program.model_flops
