@@ -22,6 +22,7 @@ from me_jax.models import batch as batch_lib
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
+from me_jax.planning import chunks
 from me_jax.planning import programs
 from me_jax.training import sharding as sharding_lib
 
@@ -47,8 +48,8 @@ def analyses(
     rows: of a pass, each one text.
     length: tokens of a row.
     dtype: of parameters and products; the residual stream is float32.
-    attention_chunk: queries whose scores exist at a time; None for the
-      decoder's own.
+    attention_chunk: queries whose scores exist at a time; None for what
+      `chunks` says.
 
   Raises:
     MeJaxError: the model does not fit the mesh.
@@ -57,8 +58,11 @@ def analyses(
   model = decoder.Decoder(
     config, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype)
   )
-  if attention_chunk is not None:
-    model = model.clone(attention_chunk=attention_chunk)
+  if attention_chunk is None:
+    attention_chunk = chunks.attention_chunk(
+      config, mesh, rules, rows=rows, length=length
+    )
+  model = model.clone(attention_chunk=attention_chunk)
   params = programs.placed(
     params_lib.param_shapes(config, dtype),
     lambda shapes: sharding_lib.shardings(config, mesh, rules, params=shapes),

@@ -47,6 +47,25 @@ def test_text_median_is_close_to_the_sorted_one(kind):
     assert found[row, slot] == pytest.approx(exact, rel=0.01)
 
 
+def test_of_a_long_text_the_median_is_of_evenly_spaced_tokens():
+  x = entries('scales')
+  members = np.zeros((2, 2, 8), bool)
+  members[0, 0], members[0, 1] = SEGMENTS[0] == 1, SEGMENTS[0] == 2
+  members[1, 0] = True
+  found = observers.TextMedian(tokens=3)(
+    jnp.asarray(x),
+    context(members=members, positions=np.array([[1, 5], [0, 7]])),
+  )
+  # Texts of three and two tokens are looked at whole, one of eight is not.
+  for row, slot, tokens in (
+    (0, 0, [1, 2, 3]),
+    (0, 1, [4, 5]),
+    (1, 0, [0, 2, 5]),
+  ):
+    exact = np.median(np.abs(x[row, tokens]))
+    assert found[row, slot] == pytest.approx(exact, rel=0.01)
+
+
 def test_norm_and_peak_leave_padding_out():
   x = entries('normal')
   norm = observers.TokenNorm()(jnp.asarray(x), context())
