@@ -321,6 +321,7 @@ def test_exchanges_between_slices_go_over_the_network():
   assert one.bytes == one.network_bytes == 2 * 64 / 2
   assert (two.kind, two.axes, two.bytes) == ('all-gather', ('data',), 64)
   # Numbers within a slice are places among its own devices.
+  assert three.groups == ((0, 2), (1, 3))
   assert (three.axes, three.network) == (('fsdp',), False)
 
 
