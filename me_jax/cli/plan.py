@@ -101,13 +101,11 @@ def run(flags: absl_flags.FlagValues) -> int:
     )
   _prepare(topology)
   settings = train_flags.run(flags)
-  from me_jax.planning import known_models
   from me_jax.planning import workload
 
-  name = flags.model_config or settings.model
   # A search finds meshes of its own.
   mesh = None if flags.search else workload.mesh_of(settings, topology)
-  config = known_models.config_of(name)
+  config = _config(flags, settings.model)
   with session.progress() as progress:
     if flags.search:
       found = _search(flags, settings, config, topology, progress)
@@ -117,6 +115,22 @@ def run(flags: absl_flags.FlagValues) -> int:
     files.write_json(out, found)
     print(f'wrote {out}')
   return 0
+
+
+def _config(flags: Any, model: str) -> Any:
+  """Returns the configuration of the model.
+
+  Raises:
+    MeJaxError: it is not on this machine, and not known by name.
+  """
+  from me_jax.planning import known_models
+
+  if flags.model_config:
+    return known_models.config_of(flags.model_config)
+  try:
+    return known_models.config_of(model)
+  except errors.MeJaxError as error:
+    raise errors.MeJaxError(f'{error} Name it by --model_config.') from None
 
 
 def _plan(

@@ -76,6 +76,9 @@ class Guess:
 
 def totals(run: settings_lib.Run, config: config_lib.ModelConfig) -> Totals:
   """Returns what all layouts of a run share."""
+  # How many parts a batch has is one of the things that vary.
+  whole = dataclasses.replace(run.compute, parts=1)
+  run = programs.everywhere(dataclasses.replace(run, compute=whole))
   tree, frozen = programs.split(run, config)
   method = run.method
   kept = isinstance(method, settings_lib.Grpo) and method.kl

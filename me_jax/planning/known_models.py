@@ -70,6 +70,6 @@ def config_of(name: str | os.PathLike[str]) -> config_lib.ModelConfig:
     return load_lib.open_checkpoint(name).config
   except errors.MeJaxError as error:
     raise errors.MeJaxError(
-      f'{error} A plan needs no weights: a folder with its config.json does, or'
+      f'{str(error).rstrip(".")}. A plan needs no weights: a folder with its config.json does, or'
       f' one of {", ".join(NAMES)}{errors.nearest(str(name), NAMES)}.'
     ) from error

@@ -167,6 +167,7 @@ def _train(
   mesh: jax.sharding.Mesh,
 ) -> Iterator[Target]:
   """Yields the programs of a run with what lies beside each."""
+  run = programs.everywhere(run)
   step, *others = programs.train(run, config, mesh)
   state, frozen = step.args[step.state], _frozen(step)
   start = _start(run, step)

@@ -51,7 +51,10 @@ def test_it_prints_what_fits_and_writes_all_numbers(model, tmp_path, capsys):
   assert list((tmp_path / 'cache' / 'plans').glob('*.json'))
 
 
-def test_a_search_names_the_flags_to_train_with(model, tmp_path, capsys):
+def test_a_search_names_the_flags_to_train_with(
+  model, tmp_path, capsys, monkeypatch
+):
+  plans.compile_nothing(monkeypatch)
   out = tmp_path / 'out'
   flags = ['--topology=h100x1', '--search', '--most=2', f'--out={out}']
   assert planned(model, *flags) == 0
@@ -125,7 +128,7 @@ def test_too_many_rows_do_not_fit_a_chip(model, tmp_path, capsys):
     (['--topology=h100x1', '--model_config=nowhere'], 'no such file'),
     (['--topology=h100x1', '--config=missing.py'], 'no such file'),
     (['--topology=h100x1', '--set=data.rows=3'], 'data.rows'),
-    (['--topology=h100x1', '--set=compute.parts=3'], 'does not divide'),
+    (['--topology=h100x1', '--set=compute.parts=3'], 'cannot be divided'),
     (['--topology=h100x512'], 'before JAX is imported'),
     (['--topology=h100x1', '--most=0'], '--most'),
   ],
