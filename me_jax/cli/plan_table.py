@@ -99,6 +99,7 @@ def headline(plan: plan_lib.Plan) -> str:
   tight = min(plan.programs, key=lambda one: one.room)
   gib = abs(tight.room) / _GIB
   hbm = tight.hbm / _GIB
+  least = 'at least ' if tight.refused else ''
   if plan.fits:
     text = (
       f'It fits: {tight.name} needs most, {tight.peak / _GIB:.2f} of'
@@ -106,7 +107,7 @@ def headline(plan: plan_lib.Plan) -> str:
     )
   elif tight.room < 0:
     text = (
-      f'It does NOT fit: {tight.name} needs {tight.peak / _GIB:.2f} of'
+      f'It does NOT fit: {tight.name} needs {least}{tight.peak / _GIB:.2f} of'
       f' {hbm:.1f} GiB a device, {gib:.2f} GiB too much.'
     )
   else:

@@ -15,7 +15,12 @@ from me_jax.planning import programs
 from me_jax.training import sharding as sharding_lib
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm')
+# Of all, and of what is between arguments and results where that is too much.
+_TOO_LARGE = re.compile(
+  r'Used ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm'
+  r'|total memory required for HLO temporaries \(([\d.]+)([KMGT]?)i?B?\)'
+  r' exceeds available HBM \([^)]*\)'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,7 @@ class Compiled:
     name: of the program.
     seconds: of lowering and compiling.
     memory: per device. Of a program that the compiler refused, because it does
-      not fit, only the peak is known.
+      not fit, only the peak is known, or a lower bound of it.
     cost: as the compiler says it, each loop's body counted once.
     text: the optimised program; empty if it was refused.
     places: shardings of the arguments that it uses, with None for others.
@@ -142,10 +147,11 @@ def _refused(
     raise errors.MeJaxError(
       f'the compiler refuses the program of {program.name}: {line}'
     ) from error
+  size, unit = (part for part in match.groups() if part is not None)
   return Compiled(
     name=program.name,
     seconds=seconds,
-    memory=Memory(peak=int(float(match[1]) * _UNITS[match[2]])),
+    memory=Memory(peak=int(float(size) * _UNITS[unit])),
     cost={},
     text='',
     refused=match[0],

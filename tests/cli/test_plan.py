@@ -110,7 +110,7 @@ def test_too_many_rows_do_not_fit_a_chip(model, tmp_path, capsys):
   out = tmp_path / 'out'
   flags = ['--topology=v5e-1', '--set=data.batch=4000000', f'--out={out}']
   assert planned(model, *flags) == 0
-  assert 'It does NOT fit: step needs' in capsys.readouterr().out
+  assert 'It does NOT fit: step needs at least' in capsys.readouterr().out
   content = json.loads((out / 'plan.json').read_text())
   assert content['fits'] is False
   assert content['programs'][0]['room'] < 0
