@@ -189,10 +189,12 @@ def test_half_the_rows_of_a_chip_need_half_the_activations(tpu):
     | {'vocab_size': 1024, 'max_position_embeddings': 512}
   )
   temporary = []
-  for rows in (1024, 2048):
+  for rows in (8192, 16384):
     run = plans.run_of(
-      data=dataclasses.replace(plans.run_of().data, batch=rows, length=512),
-      compute=settings.Compute(dtype='bfloat16', remat='full'),
+      data=dataclasses.replace(plans.run_of().data, batch=rows, length=64),
+      compute=settings.Compute(
+        dtype='bfloat16', remat='full', vocabulary_chunk=256
+      ),
     )
     mesh = workload.mesh_of(run, place)
     targets = workload.targets(run, config, place, mesh, ('step',))
