@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import pathlib
 
 import jax
 import pytest
 
+import me_jax
 from me_jax import errors
 from me_jax.models import config as config_lib
 from me_jax.models import params as params_lib
@@ -22,7 +24,8 @@ from me_jax.training import settings
 from me_jax.training import trained
 from tests.support import plans
 
-GIB = 2**30
+FOLDER = pathlib.Path(me_jax.__file__).parent.parent / 'configs'
+CONFIGS = sorted(path.stem for path in FOLDER.glob('*.py'))
 # 8 × 64 numbers of bfloat16 on each of eight become 64 × 64.
 GATHER = (
   '%gather.{i} = bf16[64,64]{{1,0}} all-gather(%part), channel_id={i},'
@@ -150,6 +153,20 @@ def test_adapters_are_merged_into_a_copy():
   )
   found = {one.program.name: one for one in plans.step(run, what=('train',))}
   assert found['held out'].beside > parameters()
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_configuration_has_programs(name):
+  spec = importlib.util.spec_from_file_location(name, FOLDER / f'{name}.py')
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  run = dataclasses.replace(module.config(None), mesh=settings.Mesh())
+  # Some name layers of the default model.
+  config = dataclasses.replace(plans.CONFIG, num_hidden_layers=30)
+  targets = plans.step(run, what=('train',), config=config)
+  found = [one.program.name for one in targets]
+  assert found[0] == 'step'
+  assert ('decode' in found) == name.endswith('grpo')
 
 
 def test_answers_are_drawn_by_one_host():

@@ -47,11 +47,11 @@ def run_of(**changes):
   return dataclasses.replace(base, **changes)
 
 
-def step(run=None, place=ONE, what=('step',)):
+def step(run=None, place=ONE, what=('step',), config=CONFIG):
   """Returns what is to be compiled of a run."""
   run = run or run_of()
   mesh = workload.mesh_of(run, place)
-  return workload.targets(run, CONFIG, place, mesh, what)
+  return workload.targets(run, config, place, mesh, what)
 
 
 def with_memory(place, hbm):
