@@ -128,7 +128,9 @@ def _sft(model: str, rows: int, **mesh: int) -> Any:
     data=settings.Data(mix=data.Mix(sources=()), length=4096, batch=rows),
     train=trained.Trained(parts=('full',)),
     steps=1000,
-    compute=settings.Compute(dtype='bfloat16', remat='full'),
+    compute=settings.Compute(
+      dtype='bfloat16', remat='full', attention_chunk=512
+    ),
     mesh=settings.Mesh(**mesh),
   )
 

@@ -30,8 +30,9 @@ from me_jax.training import sharding as sharding_lib
 
 _REMAT = ('none', 'dots', 'dots_no_batch', 'full')
 _PARTS = (1, 2, 4, 8, 16, 32, 64)
-_ATTENTION = (64, 256, 1024)
+_ATTENTION = (64, 128, 256, 512, 1024, 4096)
 _VOCABULARY = (4096, 16384)
+_CHUNKS = 16  # at most, of a row
 # Heads and tokens cut into more parts than these exchange more than they save.
 _TENSOR, _SEQUENCE = 16, 8
 # A guess may be so many times too high before a setting is left out for it.
@@ -288,10 +289,13 @@ def _computes(run: settings_lib.Run) -> Iterator[settings_lib.Compute]:
   def with_own(value: Any, values: Sequence[Any]) -> list[Any]:
     return list(dict.fromkeys((value, *values)))
 
+  # Each chunk of a row is compiled apart.
+  length = programs.length_of(run)
+  chunks = [one for one in _ATTENTION if length <= _CHUNKS * one]
   for remat, parts, attention, vocabulary in itertools.product(
     with_own(own.remat, _REMAT),
     with_own(own.parts, _PARTS),
-    with_own(own.attention_chunk, _ATTENTION),
+    with_own(own.attention_chunk, chunks),
     with_own(own.vocabulary_chunk, _VOCABULARY),
   ):
     yield dataclasses.replace(

@@ -99,14 +99,12 @@ def targets(
     step, *_ = programs.train(run, config, mesh)
     found.append(at(program=step, beside=_start(run, step)))
   if 'analysis' in what:
-    # Rules say `bfloat16` where a run computes in it.
     plain, *others = analyses.analyses(
       config,
       mesh,
       rows=rows or _ROWS,
       length=length,
       dtype=run.compute.dtype,
-      attention_chunk=run.compute.attention_chunk,
     )
     found.append(at(program=plain))
     found += [at(program=one, plain=plain.name) for one in others]
