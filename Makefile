@@ -28,15 +28,25 @@ ifneq ($(shell test -x $(BIN)/python && cat $(VENV)/.created),$(CURDIR))
 .PHONY: $(VENV)/.created
 endif
 
-.PHONY: help setup demo test lint bench parity clean
+# The TPU compiler lives apart: beside it, an ordinary run looks for a TPU.
+TPU := .tpu
+TPU_BIN := $(TPU)/bin
+
+ifneq ($(shell test -x $(TPU_BIN)/python && cat $(TPU)/.created),$(CURDIR))
+.PHONY: $(TPU)/.created
+endif
+
+.PHONY: help setup demo test test-tpu lint bench plan-bench parity clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo "make setup   create $(VENV) and install me_jax with its default model"
 	@echo "make demo    find and explain the ME Layer of that model, in $(DEMO_OUT)"
 	@echo "make test    run the tests"
+	@echo "make test-tpu  run those of plans, with the TPU compiler, in $(TPU)"
 	@echo "make lint    check style and format"
 	@echo "make bench   measure against PyTorch"
+	@echo "make plan-bench  compile what is claimed of TPU pods (half an hour)"
 	@echo "make parity  compare every family with PyTorch, number by number"
 	@echo "make clean   remove what these commands made, $(VENV) included"
 
@@ -49,6 +59,10 @@ demo: $(VENV)/.setup
 test: $(VENV)/.dev
 	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --durations=40 tests
 
+test-tpu: $(TPU)/.setup
+	@$(TPU_BIN)/python -m pytest -q --durations=10 \
+	  tests/planning tests/cli/test_plan.py
+
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -56,11 +70,14 @@ lint: $(VENV)/.dev
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
 
+plan-bench: $(TPU)/.setup
+	@$(TPU_BIN)/python -m benchmarks.plan
+
 parity: $(VENV)/.dev
 	@$(BIN)/python -m tests.support.parity
 
 clean:
-	@rm -rf $(VENV) $(DEMO_OUT) build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(TPU) $(DEMO_OUT) build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The check runs each candidate, because a name on the path may be a launcher
@@ -87,6 +104,16 @@ $(VENV)/.created:
 	fi; \
 	echo "Creating $(VENV) with $$($$found --version)"; \
 	$$found -m venv --clear $(VENV) && printf '%s\n' '$(CURDIR)' >$@
+
+$(TPU)/.created: $(VENV)/.created
+	@$(BIN)/python -m venv --clear $(TPU) && printf '%s\n' '$(CURDIR)' >$@
+
+# Constraints name no libtpu: jax itself pins the one that it was made with.
+$(TPU)/.setup: $(TPU)/.created pyproject.toml $(CONSTRAINTS)
+	@echo "Installing me_jax and the TPU compiler into $(TPU)"
+	@$(TPU_BIN)/python -m pip --disable-pip-version-check install --quiet \
+	  -e '.[tpu]' pytest -c $(CONSTRAINT)
+	@touch $@
 
 $(VENV)/.setup: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	@echo "Installing me_jax and what it needs (first time: one to three minutes)"

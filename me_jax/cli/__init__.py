@@ -22,6 +22,7 @@ VERBS = {
   'generate': 'answer prompts, mitigated beside stock if wanted',
   'evaluate': 'run tasks on both, and say whether they differ',
   'train': 'fine-tune, with the mitigation in the loop',
+  'plan': 'say whether a run fits a pod, before paying for one',
   'export': 'write a model as a Hugging Face folder',
 }
 

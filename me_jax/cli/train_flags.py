@@ -24,6 +24,28 @@ _SAMPLES = 'samples'
 
 def define(flags: absl_flags.FlagValues) -> None:
   """Declares the verb's flags."""
+  define_run(flags)
+  absl_flags.DEFINE_string(
+    'out',
+    None,
+    'the folder of the run. If it holds one with the same settings, that one '
+    f'goes on. Default: {_OUT}/ and the name of the configuration.',
+    flag_values=flags,
+  )
+  absl_flags.DEFINE_list(
+    'write',
+    'orbax',
+    'forms of the trained model to write, any of: orbax (for me_jax), hf (a '
+    'Hugging Face folder; gates and masks as extra tensors, which others '
+    'ignore), baked (a Hugging Face folder whose weights hold them too); none '
+    'for none.',
+    flag_values=flags,
+  )
+  _define_processes(flags)
+
+
+def define_run(flags: absl_flags.FlagValues) -> None:
+  """Declares the flags that say what is trained."""
   absl_flags.DEFINE_string(
     'config',
     None,
@@ -62,29 +84,12 @@ def define(flags: absl_flags.FlagValues) -> None:
     'seed', None, 'of the order, adapters and samples.', flag_values=flags
   )
   absl_flags.DEFINE_string(
-    'out',
-    None,
-    'the folder of the run. If it holds one with the same settings, that one '
-    f'goes on. Default: {_OUT}/ and the name of the configuration.',
-    flag_values=flags,
-  )
-  absl_flags.DEFINE_list(
-    'write',
-    'orbax',
-    'forms of the trained model to write, any of: orbax (for me_jax), hf (a '
-    'Hugging Face folder; gates and masks as extra tensors, which others '
-    'ignore), baked (a Hugging Face folder whose weights hold them too); none '
-    'for none.',
-    flag_values=flags,
-  )
-  absl_flags.DEFINE_string(
     'mesh',
     None,
     'sizes of the axes of the mesh of devices, such as data=2,fsdp=4,tensor=1; '
     '-1 for one is the rest. By default what the configuration says.',
     flag_values=flags,
   )
-  _define_processes(flags)
 
 
 def _define_processes(flags: absl_flags.FlagValues) -> None:

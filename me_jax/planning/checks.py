@@ -28,19 +28,26 @@ _SMALL = 0.01
 
 
 def all_checks(
-  program: programs.Program, compiled: compile_lib.Compiled
+  program: programs.Program, compiled: compile_lib.Compiled, least: int = 0
 ) -> tuple[str, ...]:
-  """Returns the findings of all checks that need one program."""
+  """Returns the findings of all checks that need one program.
+
+  Args:
+    program: what was compiled.
+    compiled: the result.
+    least: bytes of a device that are worth a finding: of a small model's
+      arrays each may be whole.
+  """
   if compiled.refused:
     return ()
-  found = gathers(program, compiled) + logits(program, compiled)
+  found = gathers(program, compiled, least) + logits(program, compiled, least)
   if program.state is not None:
-    found += optimizer_state(program, compiled)
+    found += optimizer_state(program, compiled, least)
   return found
 
 
 def gathers(
-  program: programs.Program, compiled: compile_lib.Compiled
+  program: programs.Program, compiled: compile_lib.Compiled, least: int = 0
 ) -> tuple[str, ...]:
   """Finds parameters that are gathered whole outside of the loop over layers.
 
@@ -50,6 +57,7 @@ def gathers(
   Args:
     program: what was compiled.
     compiled: the result.
+    least: bytes that are worth a finding.
   """
   itemsize, kernels, tables = 2, [], []
   shapes = params_lib.param_shapes(program.config, 'bfloat16')
@@ -66,7 +74,7 @@ def gathers(
       continue
     if _LAYERS in one.op_name:
       continue
-    bound = min(kernels)
+    bound = max(min(kernels), least)
     if '/while/body' in one.op_name and one.inside_loop:
       # Half of a table and more is no part of it.
       bound = max(min(tables) / 2, bound)
@@ -80,13 +88,14 @@ def gathers(
 
 
 def logits(
-  program: programs.Program, compiled: compile_lib.Compiled
+  program: programs.Program, compiled: compile_lib.Compiled, least: int = 0
 ) -> tuple[str, ...]:
   """Finds arrays as large as the logits of all tokens.
 
   Args:
     program: what was compiled.
     compiled: the result.
+    least: bytes that are worth a finding.
   """
   rules, mesh = program.rules, program.mesh
   tokens = program.tokens // (
@@ -98,8 +107,8 @@ def logits(
     tuple(sorted((program.config.hidden_size, size)))
     for size in (program.config.vocab_size, vocabulary)
   }
-  found = []
-  for buffer in hlo.buffers(compiled.text, 2 * tokens * vocabulary - 1):
+  found, bound = [], max(2 * tokens * vocabulary, least)
+  for buffer in hlo.buffers(compiled.text, bound - 1):
     (array,) = hlo_text.arrays(buffer.shape)
     dims = tuple(sorted(size for size in array.dims if size > 1))
     if not array.dtype.startswith(('f', 'bf')) or dims in own:
@@ -113,13 +122,14 @@ def logits(
 
 
 def optimizer_state(
-  program: programs.Program, compiled: compile_lib.Compiled
+  program: programs.Program, compiled: compile_lib.Compiled, least: int = 0
 ) -> tuple[str, ...]:
   """Finds what an optimiser keeps on more devices than the data axis says.
 
   Args:
     program: a step.
     compiled: the result, by whose word of where arguments lie.
+    least: bytes that are worth a finding.
   """
   state = program.args[program.state]
   placed = compiled.places[program.state]
@@ -131,7 +141,7 @@ def optimizer_state(
   allowed = program.mesh.shape['data']
   found = []
   for (path, leaf), place in zip(leaves, places, strict=True):
-    if place is None or _size(leaf) < _SMALL * total:
+    if place is None or _size(leaf) < max(_SMALL * total, least):
       continue
     local = math.prod(place.shard_shape(leaf.shape))
     copies = local * len(place.device_set) // math.prod(leaf.shape)

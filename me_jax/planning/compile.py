@@ -15,7 +15,12 @@ from me_jax.planning import programs
 from me_jax.training import sharding as sharding_lib
 
 _UNITS = {'': 1, 'K': 2**10, 'M': 2**20, 'G': 2**30, 'T': 2**40}
-_TOO_LARGE = re.compile(r'Used ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm')
+# Of all, and of what is between arguments and results where that is too much.
+_TOO_LARGE = re.compile(
+  r'Used ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm'
+  r'|total memory required for HLO temporaries \(([\d.]+)([KMGT]?)i?B?\)'
+  r' exceeds available HBM \([^)]*\)'
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -47,7 +52,7 @@ class Compiled:
     name: of the program.
     seconds: of lowering and compiling.
     memory: per device. Of a program that the compiler refused, because it does
-      not fit, only the peak is known.
+      not fit, only the peak is known, or a lower bound of it.
     cost: as the compiler says it, each loop's body counted once.
     text: the optimised program; empty if it was refused.
     places: shardings of the arguments that it uses, with None for others.
@@ -63,20 +68,47 @@ class Compiled:
   refused: str = ''
 
 
-def compile_for(program: programs.Program) -> Compiled:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Lowered:
+  """A program as it is handed to the compiler.
+
+  Attributes:
+    stage: of JAX, that compiles.
+    text: of it.
+    seconds: that it took.
+  """
+
+  stage: Any
+  text: str
+  seconds: float
+
+
+def lower(program: programs.Program) -> Lowered:
+  """Traces a program, which tells it from others before it is compiled."""
+  began = time.monotonic()
+  with sharding_lib.use(program.mesh, program.rules):
+    stage = program.function.lower(*program.args)
+  text = stage.as_text()
+  return Lowered(stage=stage, text=text, seconds=time.monotonic() - began)
+
+
+def compile_for(
+  program: programs.Program, lowered: Lowered | None = None
+) -> Compiled:
   """Compiles a program for the devices of its mesh, which need not exist.
 
   Args:
     program: what is compiled.
+    lowered: from `lower`, if that was done already.
 
   Raises:
     MeJaxError: the compiler refuses it, and not for want of memory.
   """
-  began = time.monotonic()
+  lowered = lowered or lower(program)
+  began = time.monotonic() - lowered.seconds
   with sharding_lib.use(program.mesh, program.rules):
-    lowered = program.function.lower(*program.args)
     try:
-      compiled = lowered.compile()
+      compiled = lowered.stage.compile()
     except jax.errors.JaxRuntimeError as error:
       return _refused(program, error, time.monotonic() - began)
   seconds = time.monotonic() - began
@@ -115,10 +147,11 @@ def _refused(
     raise errors.MeJaxError(
       f'the compiler refuses the program of {program.name}: {line}'
     ) from error
+  size, unit = (part for part in match.groups() if part is not None)
   return Compiled(
     name=program.name,
     seconds=seconds,
-    memory=Memory(peak=int(float(match[1]) * _UNITS[match[2]])),
+    memory=Memory(peak=int(float(size) * _UNITS[unit])),
     cost={},
     text='',
     refused=match[0],

@@ -69,7 +69,8 @@ def config_of(name: str | os.PathLike[str]) -> config_lib.ModelConfig:
   try:
     return load_lib.open_checkpoint(name).config
   except errors.MeJaxError as error:
+    near = errors.nearest(str(name), NAMES)
     raise errors.MeJaxError(
-      f'{error} A plan needs no weights: a folder with its config.json does, or'
-      f' one of {", ".join(NAMES)}{errors.nearest(str(name), NAMES)}.'
+      f'{str(error).rstrip(".")}. A plan needs no weights: a folder with its'
+      f' config.json does, or one of {", ".join(NAMES)}{near}.'
     ) from error

@@ -97,7 +97,7 @@ def train(
   Raises:
     MeJaxError: the model or the batch does not fit the mesh.
   """
-  run = _everywhere(run)
+  run = everywhere(run)
   rows, length = settings_lib.rows(run), length_of(run)
   rules = sharding_lib.fit(
     config, mesh, rules, rows=rows // run.compute.parts, length=length
@@ -246,6 +246,26 @@ def placed(shapes: Any, places: Callable[[Any], Any]) -> Any:
   return _with(shapes, places(shapes))
 
 
+def everywhere(run: settings_lib.Run) -> settings_lib.Run:
+  """Returns a run whose layers are known without its ME Layer: all of them.
+
+  Raises:
+    MeJaxError: `compute.parts` does not divide the rows of a step.
+  """
+  train = run.train
+  for part in ('gates', 'lora'):
+    own = getattr(train, part)
+    if own.layers in ('after', 'next', 'before'):
+      all_of_them = dataclasses.replace(own, layers='all')
+      train = dataclasses.replace(train, **{part: all_of_them})
+  if settings_lib.rows(run) % run.compute.parts:
+    raise errors.MeJaxError(
+      f'compute.parts {run.compute.parts} does not divide'
+      f' {settings_lib.rows(run)} rows of a step.'
+    )
+  return dataclasses.replace(run, train=train)
+
+
 def _held_out(
   run: settings_lib.Run,
   held: Held,
@@ -273,22 +293,6 @@ def _held_out(
     args=(_with(params, places), texts),
     tokens=rows * length,
   )
-
-
-def _everywhere(run: settings_lib.Run) -> settings_lib.Run:
-  """Returns a run whose layers are known without its ME Layer."""
-  train = run.train
-  for part in ('gates', 'lora'):
-    own = getattr(train, part)
-    if own.layers in ('after', 'next', 'before'):
-      all_of_them = dataclasses.replace(own, layers='all')
-      train = dataclasses.replace(train, **{part: all_of_them})
-  if settings_lib.rows(run) % run.compute.parts:
-    raise errors.MeJaxError(
-      f'compute.parts {run.compute.parts} does not divide'
-      f' {settings_lib.rows(run)} rows of a step.'
-    )
-  return dataclasses.replace(run, train=train)
 
 
 def _with_scale(

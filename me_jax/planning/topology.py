@@ -296,6 +296,16 @@ def environment(topology: Topology) -> dict[str, str]:
   }
 
 
+def check_compiler(topology: Topology) -> None:
+  """Raises MeJaxError if there is no compiler for a topology."""
+  if topology.chip.tpu and importlib.util.find_spec('libtpu') is None:
+    raise errors.MeJaxError(
+      f'planning for {topology.name} needs the TPU compiler, which no TPU is'
+      " needed for: pip install 'me-jax[tpu]', best in an environment of its"
+      ' own.'
+    )
+
+
 def devices(topology: Topology) -> list[Any]:
   """Returns devices to compile for, for `sharding.mesh`.
 
@@ -318,12 +328,7 @@ def devices(topology: Topology) -> list[Any]:
         ' imported.'
       )
     return found[: topology.devices]
-  if importlib.util.find_spec('libtpu') is None:
-    raise errors.MeJaxError(
-      f'planning for {topology.name} needs the TPU compiler, which no TPU is'
-      " needed for: pip install 'me-jax[tpu]', best in an environment of its"
-      ' own.'
-    )
+  check_compiler(topology)
   unset = [f'{k}={v}' for k, v in needed.items() if k not in os.environ]
   if unset:
     raise errors.MeJaxError(
