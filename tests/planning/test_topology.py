@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import subprocess
 import sys
 
@@ -132,9 +133,12 @@ def test_outer_mesh_axes_span_slices(tpu):
     assert {wanted.slice_of(device) for device in devices} == {part}
 
 
-def test_a_mesh_that_cuts_a_side_says_which_sizes_fit(tpu):
+@pytest.mark.parametrize('tensor', [4, 8])
+def test_a_mesh_may_cut_a_side_of_the_grid(tpu, tensor):
   devices = topology.devices(topology.find('v5p-1024'))
-  with pytest.raises(errors.MeJaxError, match='8 × 8 × 8.*1, 8, 64, 512'):
-    sharding.mesh(fsdp=-1, tensor=4, devices=devices)
-  mesh = sharding.mesh(fsdp=-1, tensor=8, devices=devices)
-  assert mesh.shape['fsdp'] == 64
+  mesh = sharding.mesh(fsdp=-1, tensor=tensor, devices=devices)
+  assert mesh.shape['fsdp'] == 512 // tensor
+  # One line of chips, or a part of it, for each exchange of a tensor axis.
+  for line in mesh.devices.reshape(-1, tensor):
+    places = [set(along) for along in zip(*(d.coords for d in line))]
+    assert math.prod(map(len, places)) == tensor
