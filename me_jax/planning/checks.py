@@ -19,7 +19,7 @@ from me_jax.planning import programs
 from me_jax.training import sharding as sharding_lib
 
 # What the scan over layers is called in a program's source.
-_LAYERS = '_layers/while/body'
+_LAYERS = '_layers/while'
 # Bytes for each token of a device that a measurement may exchange: a few
 # numbers of it, never its state.
 _MEASURED = 64
@@ -51,15 +51,18 @@ def gathers(
 ) -> tuple[str, ...]:
   """Finds parameters that are gathered whole outside of the loop over layers.
 
-  There each device would hold all of them at a time. Parts of the head, in the
-  loop over the vocabulary, are no whole ones.
+  There each device would hold all of them at a time. Which loop an exchange is
+  in decides: what the compiler moves out of one keeps its name. Parts of the
+  head, in the loop over the vocabulary, are no whole ones, and one layer may be
+  fetched before its turn. A sum is a gather if what is summed are parts among
+  zeros; sums of gradients, as of the head after its loop, are none.
 
   Args:
     program: what was compiled.
     compiled: the result.
     least: bytes that are worth a finding.
   """
-  itemsize, kernels, tables = 2, [], []
+  kernels, tables = [], []
   shapes = params_lib.param_shapes(program.config, 'bfloat16')
   cut = program.rules.parts('mlp', program.mesh)
   for path, leaf in jax.tree.leaves_with_path(shapes):
@@ -67,18 +70,22 @@ def gathers(
       continue
     inside = sharding_lib.names(path)[0] == 'layers'
     size = math.prod(leaf.shape) // (leaf.shape[0] if inside else 1)
-    (kernels if inside else tables).append(size * itemsize // cut)
+    (kernels if inside else tables).append(size // cut)
   found = []
   for one in hlo.collectives(compiled.text, program.mesh):
-    if one.kind != 'all-gather' or not _floats(one.shape):
+    if not one.gathers or not _floats(one.shape):
       continue
-    if _LAYERS in one.op_name:
+    if one.size < least or any(loop.endswith(_LAYERS) for loop in one.loops):
       continue
-    bound = max(min(kernels), least)
-    if '/while/body' in one.op_name and one.inside_loop:
+    bound = min(kernels)
+    if f'{_LAYERS}/body' in one.op_name:
+      bound = max(kernels) + 1
+    elif one.inside_loop:
       # Half of a table and more is no part of it.
       bound = max(min(tables) / 2, bound)
-    if one.size >= bound:
+    # Numbers, not bytes: of stand-ins' bfloat16 the compiler makes float32.
+    (array,) = hlo_text.arrays(one.shape)
+    if one.size / array.bytes * array.elements >= bound:
       found.append(
         f'{one.shape} ({_bytes(one.size)}) is gathered on every device along'
         f' {", ".join(one.axes)}, outside of the loop over layers'

@@ -75,6 +75,9 @@ class Collective:
     times: in one run of the program.
     inside_loop: whether a loop repeats it.
     op_name: where in the program's source it comes from.
+    loops: that repeat it, by where they come from, the outermost first.
+    gathers: whether each device ends with what the others had: also by a sum,
+      to which each gives its part in its place among zeros.
   """
 
   name: str
@@ -89,6 +92,8 @@ class Collective:
   times: int
   inside_loop: bool
   op_name: str
+  loops: tuple[str, ...] = ()
+  gathers: bool = False
 
   @property
   def group_size(self) -> int:
@@ -149,7 +154,12 @@ def collectives(
       groups = layout.groups(one)
       if max(map(len, groups), default=1) < 2:
         continue
-      found.append(_collective(computation, one, kind, groups, layout, use))
+      gathers = kind == 'all-gather' or (
+        kind == 'all-reduce'
+        and any(_put(module, name, operand) for operand in one.operands)
+      )
+      exchange = _collective(computation, one, kind, groups, layout, use)
+      found.append(dataclasses.replace(exchange, gathers=gathers))
   return tuple(found)
 
 
@@ -183,6 +193,22 @@ def _kind(
     if caller.opcode == 'fusion' and 'all-reduce-scatter' in computation.name:
       return 'reduce-scatter'
   return kind
+
+
+def _put(module: hlo_text.Module, name: str, value: str) -> bool:
+  """Returns whether a value is a part that was put among zeros."""
+  for _ in range(100):
+    one = module.computations[name].instructions.get(value)
+    if one is None:
+      return False
+    if one.opcode in ('bitcast', 'convert', 'copy', 'reshape', 'transpose'):
+      value = one.operands[0]
+    elif one.opcode in ('fusion', 'call'):
+      name = hlo_text.callees(one)[0]
+      value = module.computations[name].root
+    else:
+      return one.opcode == 'dynamic-update-slice'
+  return False
 
 
 def _collective(
@@ -236,6 +262,7 @@ def _collective(
     times=use.times,
     inside_loop=use.loop,
     op_name=one.op_name,
+    loops=use.loops,
   )
 
 

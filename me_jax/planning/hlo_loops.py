@@ -24,14 +24,20 @@ class Use:
 
   Attributes:
     times: in one run of the program, with loops.
-    loop: whether a loop repeats it.
+    loops: that repeat it, by what they are called in the program's source, the
+      outermost first.
     fused: whether it is within a fusion, so that only the fusion's operands and
       results go through memory.
   """
 
   times: int
-  loop: bool
+  loops: tuple[str, ...]
   fused: bool
+
+  @property
+  def loop(self) -> bool:
+    """Whether a loop repeats it."""
+    return bool(self.loops)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +72,7 @@ def run(module: hlo_text.Module) -> Run:
     uses[name] = (
       Use(
         times=use.times + before.times,
-        loop=use.loop or before.loop,
+        loops=use.loops or before.loops,
         fused=use.fused,
       )
       if before
@@ -79,13 +85,14 @@ def run(module: hlo_text.Module) -> Run:
         if trips is None and one.name not in unknown:
           unknown.append(one.name)
         times = use.times * (1 if trips is None else trips)
-        below = dataclasses.replace(use, times=times, loop=True)
+        loops = (*use.loops, one.op_name)
+        below = dataclasses.replace(use, times=times, loops=loops)
       elif one.opcode == 'fusion':
         below = dataclasses.replace(use, fused=True)
       for callee in hlo_text.callees(one):
         visit(callee, below)
 
-  visit(module.entry, Use(times=1, loop=False, fused=False))
+  visit(module.entry, Use(times=1, loops=(), fused=False))
   return Run(uses=uses, unknown=tuple(unknown))
 
 

@@ -34,7 +34,8 @@ MESH = types.SimpleNamespace(
   size=8,
 )
 GATHER = (
-  '%gather = {dtype}[64,{width}]{{1,0}} all-gather(%part), channel_id=1,'
+  '%own = {dtype}[8,{width}]{{1,0}} broadcast(%part)\n'
+  '  %gather = {dtype}[64,{width}]{{1,0}} all-gather(%own), channel_id=1,'
   ' replica_groups=[1,8]<=[8], dimensions={{0}}, use_global_device_ids=true,'
   ' metadata={{op_name="jit(step)/{where}"}}'
 )
@@ -53,11 +54,41 @@ def program(tokens=8 * 32, state=None, args=()):
   )
 
 
-def compiled(lines, places=None):
-  """Returns a program of a few lines, as the compiler prints them."""
+LOOP = """
+%body (state: (s32[], bf16[8,64])) -> (s32[], bf16[8,64]) {{
+  %state = (s32[], bf16[8,64]{{1,0}}) parameter(0)
+  %part = bf16[8,64]{{1,0}} get-tuple-element(%state), index=1
+{lines}
+  ROOT %next = (s32[], bf16[8,64]{{1,0}}) tuple(%count, %part)
+}}
+
+%cond (state: (s32[], bf16[8,64])) -> pred[] {{
+  %state = (s32[], bf16[8,64]{{1,0}}) parameter(0)
+  ROOT %more = pred[] constant(true)
+}}
+"""
+WHILE = (
+  '%loop = (s32[], bf16[8,64]{{1,0}}) while(%start), condition=%cond,'
+  ' body=%body, metadata={{op_name="jit(step)/{where}"}},'
+  ' backend_config={{"known_trip_count":{{"n":"2"}}}}'
+)
+
+
+def compiled(lines, places=None, loop=''):
+  """Returns a program of a few lines, as the compiler prints them.
+
+  Args:
+    lines: of it.
+    places: of its arguments.
+    loop: what the loop is called that they are in; in none if empty.
+  """
   body = '\n'.join(f'  {line}' for line in lines)
+  before = ''
+  if loop:
+    before = LOOP.format(lines=body)
+    body = '  ' + WHILE.format(where=loop)
   text = (
-    'HloModule jit_step, num_partitions=8\n\n'
+    f'HloModule jit_step, num_partitions=8\n{before}\n'
     'ENTRY %main (part: bf16[8,64]) -> bf16[8,64] {\n'
     '  %part = bf16[8,64]{1,0} parameter(0)\n'
     f'{body}\n'
@@ -73,8 +104,9 @@ def compiled(lines, places=None):
   )
 
 
-def gather(where, dtype='bf16', width=64):
-  return compiled([GATHER.format(where=where, dtype=dtype, width=width)])
+def gather(where, dtype='bf16', width=64, loop=''):
+  line = GATHER.format(where=where, dtype=dtype, width=width)
+  return compiled([line], loop=loop)
 
 
 def test_a_kernel_gathered_outside_of_the_layers_is_found():
@@ -85,9 +117,39 @@ def test_a_kernel_gathered_outside_of_the_layers_is_found():
 
 
 def test_layers_may_gather_their_kernels_and_texts_their_ids():
-  inside = gather('Decoder._layers/while/body/q_proj/dot_general')
+  inside = gather('', width=128, loop='jvp(Decoder)/Decoder._layers/while')
   assert not checks.gathers(program(), inside)
   assert not checks.gathers(program(), gather('jvp()/take', dtype='s32'))
+
+
+def test_where_a_gather_is_counts_and_not_its_name():
+  name = 'Decoder._layers/while/body/q_proj/dot_general'
+  # One layer's before its turn, and those of both.
+  assert not checks.gathers(program(), gather(name))
+  (line,) = checks.gathers(program(), gather(name, width=64 * 2 * 2))
+  assert 'bf16[64,256]' in line
+  # Half of the head is no part of it.
+  vocabulary = 'jvp()/while'
+  part = gather('', width=128, loop=vocabulary)
+  assert not checks.gathers(program(), part)
+  assert checks.gathers(program(), gather('', width=500, loop=vocabulary))
+
+
+def test_a_sum_of_parts_among_zeros_is_a_gather_and_one_of_gradients_is_not():
+  def summed(made):
+    return compiled(
+      [
+        '%zeros = bf16[64,1000]{1,0} broadcast(%part)',
+        f'%operand = bf16[64,1000]{{1,0}} {made}',
+        '%sum = bf16[64,1000]{1,0} all-reduce(%operand), channel_id=1,'
+        ' replica_groups=[1,8]<=[8], to_apply=%add',
+      ]
+    )
+
+  put = summed('dynamic-update-slice(%zeros, %part, %i, %j)')
+  (line,) = checks.gathers(program(), put)
+  assert 'bf16[64,1000]' in line
+  assert not checks.gathers(program(), summed('add(%zeros, %zeros)'))
 
 
 def test_logits_of_all_tokens_are_found():

