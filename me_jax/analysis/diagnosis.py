@@ -41,7 +41,7 @@ _ALSO = (
   observers.AtPositions('attn_in', 'attn_in'),
   sinks.ReceivedAttention(),
   sinks.CosineToToken(),
-  diversity.TokenDiversity(),
+  diversity.TokenProducts(),
 )
 
 
@@ -188,9 +188,12 @@ def measure(
   operands: Mapping[str, jax.Array],
 ) -> dict[str, Any]:
   """Runs a pass; see `residual.observe` and the observers in `_ALSO`."""
-  return residual.observe(
+  seen = residual.observe(
     model, params, tokens_BT, segments_BT, operands, _ALSO
   )[1]
+  with jax.default_matmul_precision('highest'):
+    seen['diversity'] = diversity.spectra(seen.pop('products'))
+  return seen
 
 
 # LAPACK's own threads would wait for XLA's, and the other way round.

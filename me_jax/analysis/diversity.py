@@ -1,6 +1,7 @@
 """How diverse is what attention is given, with and without the massive token?
 
-Letters: B rows, P texts of a row, M sampled tokens of a text, D model width.
+Letters: L layers, B rows, P texts of a row, M sampled tokens of a text, D model
+width.
 """
 
 from __future__ import annotations
@@ -20,27 +21,43 @@ MOST_TOKENS = 512
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenDiversity:
-  """Spectra of each text's tokens: `spectrum.Diversity` of `[B, P, ...]`.
+class TokenProducts:
+  """Products of each text's tokens, `spectrum.products`: `[B, P, M, M]`.
 
   Operand: `sample` int32 `[B, P, M]`, indices within the row, the text's own
   token first, then a control token; -1 is none.
   """
 
   site: str = 'attn_in'
-  name: str = 'diversity'
+  name: str = 'products'
 
-  def __call__(
-    self, value: jax.Array, context: sites.SiteContext
-  ) -> spectrum.Diversity:
+  def __call__(self, value: jax.Array, context: sites.SiteContext) -> jax.Array:
     """Reduces `[B, T, D]`."""
     sample_BPM = context.operands['sample']
     batch, slots, count = sample_BPM.shape
     flat_BX1 = jnp.maximum(sample_BPM, 0).reshape(batch, slots * count, 1)
-    x_BXD = jnp.take_along_axis(value, flat_BX1, axis=1).astype(jnp.float32)
-    x_BXD = jnp.where(sample_BPM.reshape(flat_BX1.shape) >= 0, x_BXD, 0.0)
-    found = spectrum.diversity(x_BXD.reshape(batch * slots, count, -1))
-    return jax.tree.map(lambda x: x.reshape(batch, slots, -1), found)
+    x_BXD = jnp.take_along_axis(value, flat_BX1, axis=1)
+    # In its own type, in which products are exact and half as much is read.
+    x_BXD = jnp.where(sample_BPM.reshape(flat_BX1.shape) >= 0, x_BXD, 0)
+    found = spectrum.products(x_BXD.reshape(batch * slots, count, -1))
+    return found.reshape(batch, slots, *found.shape[1:])
+
+
+def spectra(products_LBPMM: jax.Array) -> spectrum.Diversity:
+  """Returns the spectra of `TokenProducts`, `[L, B, P, ...]` each.
+
+  After the loop over layers, one layer at a time: on a TPU the matrix that is
+  worked on then stays on the chip.
+  """
+
+  def of_layer(products_BPMM: jax.Array) -> spectrum.Diversity:
+    sets = products_BPMM.shape[:2]
+    found = spectrum.of_products(
+      products_BPMM.reshape(-1, *products_BPMM.shape[2:])
+    )
+    return jax.tree.map(lambda x: x.reshape(*sets, -1), found)
+
+  return jax.lax.map(of_layer, products_LBPMM)
 
 
 def sample(

@@ -63,10 +63,36 @@ def diversity(vectors_XMD: jax.Array) -> Diversity:
     is known to 0.5 %, and the largest and their sum exactly. A set without
     energy has entropy 0 and ranks 0.
   """
-  x_XMD = vectors_XMD.astype(jnp.float32)
+  return of_products(products(vectors_XMD))
+
+
+def products(vectors_XMD: jax.Array) -> jax.Array:
+  """Returns X Xᵀ, of which only the lower half is right: `[X, M, M]` float32.
+
+  M is 3 at least.
+  """
   # Zero vectors change nothing, and make the smallest sets like all others.
-  x_XMD = jnp.pad(x_XMD, ((0, 0), (0, max(0, 3 - x_XMD.shape[1])), (0, 0)))
-  diagonal_XM, off_XM = _tridiagonal(_lower_gram(x_XMD))
+  x_XMD = jnp.pad(
+    vectors_XMD, ((0, 0), (0, max(0, 3 - vectors_XMD.shape[1])), (0, 0))
+  )
+  count = x_XMD.shape[1]
+  step = max(_GRAM_ROWS, -(-count // _GRAM_PARTS))
+  parts = []
+  for start in range(0, count, step):
+    stop = min(start + step, count)
+    part_XRC = jnp.einsum(
+      'XRD,XCD->XRC',
+      x_XMD[:, start:stop],
+      x_XMD[:, :stop],
+      preferred_element_type=jnp.float32,
+    )
+    parts.append(jnp.pad(part_XRC, ((0, 0), (0, 0), (0, count - stop))))
+  return jnp.concatenate(parts, axis=1)
+
+
+def of_products(gram_XMM: jax.Array) -> Diversity:
+  """Returns what `diversity` does, from `products`."""
+  diagonal_XM, off_XM = _tridiagonal(gram_XMM)
   # Cutting the first row off is cutting its coupling, and not counting it.
   first = jnp.zeros_like(diagonal_XM).at[:, 0].set(1.0)
   diagonal_XKM = jnp.stack([diagonal_XM, diagonal_XM * (1 - first)], axis=1)
@@ -89,38 +115,26 @@ def diversity(vectors_XMD: jax.Array) -> Diversity:
     participation=jnp.concatenate(
       [
         total_XK**2 / square_XK,
-        _without_second(x_XMD, total_XK[:, 0], square_XK[:, 0]),
+        _without_second(gram_XMM, total_XK[:, 0], square_XK[:, 0]),
       ],
       axis=-1,
     ),
   )
 
 
-def _lower_gram(x_XMD: jax.Array) -> jax.Array:
-  """Returns X Xᵀ, of which only the lower half is right: `[X, M, M]`."""
-  count = x_XMD.shape[1]
-  step = max(_GRAM_ROWS, -(-count // _GRAM_PARTS))
-  parts = []
-  for start in range(0, count, step):
-    stop = min(start + step, count)
-    part_XRC = jnp.einsum('XRD,XCD->XRC', x_XMD[:, start:stop], x_XMD[:, :stop])
-    parts.append(jnp.pad(part_XRC, ((0, 0), (0, 0), (0, count - stop))))
-  return jnp.concatenate(parts, axis=1)
-
-
 def _without_second(
-  x_XMD: jax.Array, total_X: jax.Array, square_X: jax.Array
+  gram_XMM: jax.Array, total_X: jax.Array, square_X: jax.Array
 ) -> jax.Array:
   """Returns the participation ratio without a vector, `[X, 1]`.
 
   It is tr(G)² / |G|², and both lose what stands in the vector's row and column.
 
   Args:
-    x_XMD: the vectors.
-    total_X: trace of their Gram matrix.
+    gram_XMM: their Gram matrix; its lower half is read.
+    total_X: its trace.
     square_X: its squared norm.
   """
-  row_XM = jnp.einsum('XD,XMD->XM', x_XMD[:, 1], x_XMD)
+  row_XM = gram_XMM[:, :, 1].at[:, 0].set(gram_XMM[:, 1, 0])
   energy_X = row_XM[:, 1]
   total_X = total_X - energy_X
   square_X = square_X - 2 * jnp.sum(row_XM**2, axis=-1) + energy_X**2

@@ -273,6 +273,10 @@ class Attention(nn.Module):
     for start in starts:
       stop = min(start + starts.step, time)
       if needs_probs:
+        if measured:
+          # One chunk is done with before the next: its scores are read again
+          # and again, and on a TPU would leave the chip in between.
+          q_BTKGH, measured = jax.lax.optimization_barrier((q_BTKGH, measured))
         probs_BKGQS, total_BKGQ1 = weigh(start, stop)
         # Padding has no row of attention: masked scores alone would leave it a
         # uniform one.
