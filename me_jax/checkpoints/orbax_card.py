@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 import json
 import os
+import re
 import tempfile
 from typing import Any
 
@@ -25,6 +26,7 @@ TOKENIZER = 'tokenizer'
 ORBAX_FILE = '_CHECKPOINT_METADATA'
 _TEMPORARY = '.orbax-checkpoint-tmp'
 _FORMAT = 1
+_ANNOTATIONS = re.compile(r" \[[\w ]+='.*$")
 
 
 def files(
@@ -105,6 +107,8 @@ def failure(what: str, error: Exception) -> errors.MeJaxError:
   if isinstance(error, errors.MeJaxError):
     return error
   reason = ' '.join(str(error).split()) or type(error).__name__
+  # TensorStore lists codes and its whole specification behind that.
+  reason = _ANNOTATIONS.sub('', reason)
   # What the file system says comes last, after long paths.
   if len(reason) > 300:
     reason = f'{reason[:150]} ... {reason[-150:]}'
