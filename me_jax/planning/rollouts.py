@@ -31,8 +31,8 @@ def of_run(
   Args:
     run: of GRPO.
     config: of the model.
-    mesh: of one process's own devices where there are several processes: each
-      draws its own answers. All of them where there is one.
+    mesh: `feed.own_mesh` of one process's devices where there are several
+      processes: each draws its own answers. The run's own where there is one.
   """
   sampling = run.method.sampling
   tree, frozen = programs.split(run, config)

@@ -8,7 +8,7 @@ Letters: B rows, T time, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import functools
 import hashlib
@@ -17,8 +17,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from me_jax import errors
 from me_jax.analysis import host as host_lib
 from me_jax.checkpoints import processes
+from me_jax.models import config as config_lib
 from me_jax.models import decoder
 from me_jax.training import objectives
 from me_jax.training import packing
@@ -297,6 +299,31 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
   return feed
 
 
+def own_mesh(
+  config: config_lib.ModelConfig, devices: Sequence[jax.Device]
+) -> jax.sharding.Mesh:
+  """Returns the mesh on which one of several processes draws its answers.
+
+  Cut over heads and FFN width as far as they go: each token needs all
+  parameters, and along fsdp each would gather them all.
+
+  Args:
+    config: of the model.
+    devices: of the process.
+
+  Raises:
+    MeJaxError: the model fits no mesh of them.
+  """
+  count = len(devices)
+  for tensor in range(count, 1, -1):
+    if count % tensor == 0:
+      with contextlib.suppress(errors.MeJaxError):
+        mesh = sharding_lib.mesh(devices=devices, tensor=tensor)
+        sharding_lib.fit(config, mesh)
+        return mesh
+  return sharding_lib.mesh(devices=devices)
+
+
 @contextlib.contextmanager
 def _own_devices(
   plan: prepare_lib.Plan, params: decoder.Params
@@ -309,7 +336,7 @@ def _own_devices(
   if jax.process_count() == 1:
     yield params
     return
-  mesh = sharding_lib.mesh(devices=jax.local_devices())
+  mesh = own_mesh(plan.config, jax.local_devices())
   rules = sharding_lib.fit(plan.config, mesh)
   places = sharding_lib.shardings(plan.config, mesh, rules, params=params)
   with sharding_lib.use(mesh, rules):

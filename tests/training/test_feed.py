@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from me_jax.models import config as config_lib
 from me_jax.training import batches
 from me_jax.training import examples
 from me_jax.training import feed
@@ -20,6 +21,7 @@ from me_jax.training import packing
 from me_jax.training import prepare
 from me_jax.training import rollouts
 from me_jax.training import settings
+from me_jax.training import sharding
 from tests.support import small_run
 
 ANSWERS, NEW = 2, 6
@@ -322,3 +324,26 @@ def test_what_is_not_needed_is_not_scored(prompts, sampler):
     batch = feeding(prompts[1].state, 0).batch
     assert (batch.old_logp_BT is None) == (updates == 1)
     assert (batch.reference_logp_BT is None) == (kl == 0)
+
+
+@pytest.mark.parametrize(
+  ('devices', 'tensor'), [(1, 1), (2, 2), (6, 2), (8, 4)]
+)
+def test_answers_are_drawn_where_heads_are_cut_as_far_as_they_go(
+  devices, tensor, monkeypatch
+):
+  def mesh(*, devices, tensor=1):
+    sizes = (1, len(devices) // tensor, 1, tensor)
+    return types.SimpleNamespace(
+      axis_names=sharding.MESH_AXES,
+      shape=dict(zip(sharding.MESH_AXES, sizes)),
+    )
+
+  monkeypatch.setattr(feed.sharding_lib, 'mesh', mesh)
+  config = config_lib.ModelConfig(
+    model_type='llama', vocab_size=96, hidden_size=48, intermediate_size=96,
+    num_hidden_layers=1, num_attention_heads=4, num_key_value_heads=2,
+    head_dim=8, max_position_embeddings=64,
+  )  # fmt: skip
+  found = feed.own_mesh(config, [object()] * devices)
+  assert found.shape['tensor'] == tensor
