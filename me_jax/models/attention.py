@@ -276,7 +276,9 @@ class Attention(nn.Module):
         if measured:
           # One chunk is done with before the next: its scores are read again
           # and again, and on a TPU would leave the chip in between.
-          q_BTKGH, measured = jax.lax.optimization_barrier((q_BTKGH, measured))
+          q_BTKGH, measured, outs = jax.lax.optimization_barrier(
+            (q_BTKGH, measured, outs)
+          )
         probs_BKGQS, total_BKGQ1 = weigh(start, stop)
         # Padding has no row of attention: masked scores alone would leave it a
         # uniform one.

@@ -2,8 +2,9 @@
 
 More at a time are fewer products in the program, each of which is compiled
 apart; but a chunk of queries meets all keys up to its last one, which the first
-one may not see, and float32 scores that stay on the chip cost no bandwidth: the
-TPU compiler keeps them there if they are a half of its 128 MiB.
+one may not see, and float32 scores that stay on the chip cost no bandwidth. The
+TPU compiler keeps those there that are a half of its 128 MiB, and those that an
+analysis reads several times if they are a quarter.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import jax
 from me_jax.models import config as config_lib
 from me_jax.training import sharding as sharding_lib
 
-_FEWEST, _MOST = 4, 8  # chunks of a long row
+_FEWEST, _MOST = 4, 16  # chunks of a long row
 _LEAST = 64  # queries
-_SCORES = 1 << 26  # bytes
+_SCORES = 1 << 25  # bytes
 
 
 def attention_chunk(

@@ -117,7 +117,7 @@ def test_a_kernel_gathered_outside_of_the_layers_is_found():
 
 
 def test_layers_may_gather_their_kernels_and_texts_their_ids():
-  inside = gather('', width=128, loop='jvp(Decoder)/Decoder._layers/while')
+  inside = gather('', width=512, loop='jvp(Decoder)/Decoder._layers/while')
   assert not checks.gathers(program(), inside)
   assert not checks.gathers(program(), gather('jvp()/take', dtype='s32'))
 
