@@ -45,6 +45,8 @@ SITES = (
   'ffn_out',  # what the FFN adds to the residual stream
   'resid_post',
 )
+# What matrices receive, and what therefore exists as a whole.
+_RECEIVED = ('attn_in', 'ffn_in')
 
 
 @struct.dataclass
@@ -228,7 +230,11 @@ class Sites:
     value = self.write(site, value, context)
     # Under jit XLA would drop what nobody reads; eagerly it would be computed.
     if module.is_mutable_collection('intermediates'):
-      self.keep(module, self.measure(site, value, context), context)
+      measured = self.measure(site, value, context)
+      if measured and site in _RECEIVED:
+        # Before the matrices: a TPU would put the value away until after them.
+        value, measured = jax.lax.optimization_barrier((value, measured))
+      self.keep(module, measured, context)
     return value
 
 
