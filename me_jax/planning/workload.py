@@ -24,6 +24,7 @@ from me_jax.planning import analyses
 from me_jax.planning import programs
 from me_jax.planning import rollouts
 from me_jax.planning import topology as topology_lib
+from me_jax.training import feed
 from me_jax.training import prepare
 from me_jax.training import settings as settings_lib
 from me_jax.training import sharding as sharding_lib
@@ -181,7 +182,7 @@ def _train(
     host = host_of(topology)
     own = mesh
     if host.chips != topology.chips:
-      own = sharding_lib.mesh(devices=topology_lib.devices(host))
+      own = feed.own_mesh(config, topology_lib.devices(host))
     for program in rollouts.of_run(run, config, own):
       # What is drawn with is cast from the master weights, at first on the
       # mesh of all.
