@@ -51,10 +51,9 @@ def gathers(
 ) -> tuple[str, ...]:
   """Finds parameters that are gathered whole outside of the loop over layers.
 
-  There each device would hold all of them at a time. Which loop an exchange is
-  in decides: what the compiler moves out of one keeps its name. Parts of the
-  head, in the loop over the vocabulary, are no whole ones, and one layer may be
-  fetched before its turn. A sum is a gather if what is summed are parts among
+  There each device would hold all of them at a time. Parts of the head, in the
+  loop over the vocabulary, are no whole ones, and one layer may be fetched
+  before its turn. A sum is a gather if what is summed are parts among
   zeros; sums of gradients, as of the head after its loop, are none.
 
   Args:
@@ -75,7 +74,7 @@ def gathers(
   for one in hlo.collectives(compiled.text, program.mesh):
     if not one.gathers or not _floats(one.shape):
       continue
-    if one.size < least or any(loop.endswith(_LAYERS) for loop in one.loops):
+    if one.size < least or in_layers(one):
       continue
     bound = min(kernels)
     if f'{_LAYERS}/body' in one.op_name:
@@ -92,6 +91,14 @@ def gathers(
         f' ({one.op_name or one.name})'
       )
   return tuple(found)
+
+
+def in_layers(one: hlo.Collective) -> bool:
+  """Says whether the loop over layers repeats an exchange.
+
+  Which loop it is in decides: what the compiler moves out of one keeps its name.
+  """
+  return any(loop.endswith(_LAYERS) for loop in one.loops)
 
 
 def logits(

@@ -81,9 +81,6 @@ def totals(run: settings_lib.Run, config: config_lib.ModelConfig) -> Totals:
   run = programs.everywhere(dataclasses.replace(run, compute=whole))
   tree, frozen = programs.split(run, config)
   method = run.method
-  kept = isinstance(method, settings_lib.Grpo) and method.kl
-  if isinstance(method, settings_lib.Dpo):
-    kept = method.reference == 'beside'
   itemsize = 4 if run.compute.dtype == 'float32' else 2
   rows, length = settings_lib.rows(run), programs.length_of(run)
   pairs = 2 if isinstance(method, settings_lib.Dpo) else 1
@@ -98,7 +95,7 @@ def totals(run: settings_lib.Run, config: config_lib.ModelConfig) -> Totals:
     rows=rows * pairs,
     length=length,
     itemsize=itemsize,
-    copies=3 + bool(kept),
+    copies=3 + programs.keeps_start(run),
     model_flops=flops.of_step(
       config, rows * pairs * length, length, 'full' in run.train.parts
     ),

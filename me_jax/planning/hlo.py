@@ -37,7 +37,6 @@ KINDS = (
   'collective-permute',
   'collective-broadcast',
 )
-axes_of = hlo_groups.axes_of
 
 # Name that TPU programs have for exchanges between slices, which go through the
 # hosts and so are printed as `send` and `recv`.
@@ -94,11 +93,6 @@ class Collective:
   op_name: str
   loops: tuple[str, ...] = ()
   gathers: bool = False
-
-  @property
-  def group_size(self) -> int:
-    """Devices that exchange with one another."""
-    return max(map(len, self.groups), default=1)
 
   @property
   def network(self) -> bool:

@@ -53,14 +53,12 @@ class Counted:
     flops: floating point operations.
     bytes: to and from its main memory.
     flops_once: of which with each loop's body counted once.
-    bytes_once: the same.
     unknown: loops whose length the text does not tell; counted once.
   """
 
   flops: float
   bytes: float
   flops_once: float
-  bytes_once: float
   unknown: tuple[str, ...]
 
 
@@ -74,14 +72,14 @@ def of(
     cost: XLA's own, to which FLOPs are scaled.
   """
   run = hlo_loops.run(module)
-  totals = np.zeros(4)
+  totals = np.zeros(3)
   for name, use in run.uses.items():
     computation = module.computations[name]
     for one in computation.instructions.values():
       flops = _flops(computation, one)
       moved = 0 if use.fused else _bytes(module, computation, one)
-      totals += (flops * use.times, moved * use.times, flops, moved)
-  flops, moved, flops_once, moved_once = totals.tolist()
+      totals += (flops * use.times, moved * use.times, flops)
+  flops, moved, flops_once = totals.tolist()
   whole = (cost or {}).get('flops', 0)
   if whole > 0 and flops_once > 0:
     flops *= whole / flops_once
@@ -90,7 +88,6 @@ def of(
     flops=flops,
     bytes=moved,
     flops_once=flops_once,
-    bytes_once=moved_once,
     unknown=run.unknown,
   )
 

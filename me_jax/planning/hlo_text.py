@@ -128,7 +128,8 @@ class Module:
   callers: dict[str, tuple[str, Instruction]]
 
 
-@functools.lru_cache(maxsize=1)
+# An analysis is read beside a plain pass.
+@functools.lru_cache(maxsize=2)
 def parse(text: str) -> Module:
   """Returns a program that was printed.
 

@@ -18,9 +18,6 @@ from me_jax.planning import roofline
 from me_jax.planning import topology as topology_lib
 from me_jax.planning import workload
 
-# What the scan over layers is called in a program's source.
-_LAYERS = '_layers/while/body'
-
 # Of a device's memory, what is worth a finding.
 _WORTH = 1024
 # They have a few tokens, whose logits and cache are what they are for.
@@ -219,7 +216,7 @@ def exchanges(
   for one in found:
     where = 'once'
     if one.inside_loop:
-      where = 'layers' if _LAYERS in one.op_name else 'loop'
+      where = 'layers' if checks.in_layers(one) else 'loop'
     key = one.kind, one.axes, far if one.network else near, where
     groups.setdefault(key, []).append(one)
   made = [

@@ -169,6 +169,14 @@ def length_of(run: settings_lib.Run) -> int:
   return run.data.length
 
 
+def keeps_start(run: settings_lib.Run) -> bool:
+  """Says whether a copy of what is trained stays as it was at the start."""
+  method = run.method
+  if isinstance(method, settings_lib.Dpo):
+    return method.reference == 'beside'
+  return isinstance(method, settings_lib.Grpo) and method.kl > 0
+
+
 def hold(
   run: settings_lib.Run,
   config: config_lib.ModelConfig,

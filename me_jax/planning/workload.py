@@ -218,11 +218,9 @@ def _beside(
 
 def _start(run: settings_lib.Run, step: programs.Program) -> int:
   """Returns the bytes of a copy of what is trained as it was at the start."""
-  method = run.method
-  kept = isinstance(method, settings_lib.Grpo) and method.kl
-  if isinstance(method, settings_lib.Dpo):
-    kept = method.reference == 'beside'
-  return local_bytes(step.args[step.state].tree) if kept else 0
+  if not programs.keeps_start(run):
+    return 0
+  return local_bytes(step.args[step.state].tree)
 
 
 def _monitor(

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import types
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from me_jax.planning import hlo
 from me_jax.planning import topology
 from me_jax.training import sharding
+from tests.support import hlo_programs
 
 # A loop of 6 in one of 5, as a TPU's program has it: lengths stand only in the
 # conditions, one limit is a part of the state, and one array is on the chip,
@@ -77,24 +75,6 @@ ENTRY %main (w: f32[5,8,128]) -> f32[5,8,128] {
 """  # noqa: E501
 
 
-def program(*lines: str, partitions: int = 8, more: str = '') -> str:
-  """Returns a program of one computation."""
-  body = '\n'.join(f'  {line}' for line in lines)
-  return (
-    f'HloModule m, num_partitions={partitions}\n\n{more}\n'
-    f'ENTRY %main (p: f32[1]) -> f32[1] {{\n{body}\n}}\n'
-  )
-
-
-def exchange(opcode: str, shape: str, groups: str, given: str = '') -> str:
-  """Returns a program of one exchange."""
-  return program(
-    f'%p = {shape} parameter(0)',
-    f'ROOT %c = {given or shape} {opcode}(%p), channel_id=1, {groups},'
-    ' use_global_device_ids=true, metadata={op_name="here"}',
-  )
-
-
 def test_a_loop_in_a_loop_is_counted_as_often_as_it_runs():
   (one,) = hlo.collectives(LOOPS)
   # The outer counts 4, 3, 2, 1, 0; the inner 0, 2, ... 10.
@@ -128,27 +108,6 @@ def test_memory_moves_only_what_leaves_the_chip():
   assert 5 * 3 * layer <= moved < 5 * 3 * (layer + scalars)
 
 
-GROUPS = {
-  # Of 2 × 4 devices: the last axis, the first, and both.
-  'replica_groups=[2,4]<=[8]': ((0, 1, 2, 3), (4, 5, 6, 7)),
-  'replica_groups=[4,2]<=[2,4]T(1,0)': ((0, 4), (1, 5), (2, 6), (3, 7)),
-  'replica_groups={{0,4},{1,5},{2,6},{3,7}}': ((0, 4), (1, 5), (2, 6), (3, 7)),
-  "replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}": (
-    (0, 4), (1, 5), (2, 6), (3, 7),
-  ),
-  "replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}": (
-    (0, 1, 4, 5), (2, 3, 6, 7),
-  ),
-  'replica_groups={}': ((0, 1, 2, 3, 4, 5, 6, 7),),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize('written', GROUPS)
-def test_groups_are_read_in_every_way_they_are_written(written):
-  (one,) = hlo.collectives(exchange('all-reduce', 'f32[16]', written))
-  assert one.groups == GROUPS[written]
-
-
 @pytest.mark.parametrize(
   'opcode, shape, given, size, sent',
   # Of a group of 4; f32[16] are 64 bytes.
@@ -165,21 +124,24 @@ def test_groups_are_read_in_every_way_they_are_written(written):
 )
 def test_what_a_device_sends(opcode, shape, given, size, sent):
   groups = 'replica_groups=[2,4]<=[8]'
-  (one,) = hlo.collectives(exchange(opcode, shape, groups, given))
+  (one,) = hlo.collectives(hlo_programs.exchange(opcode, shape, groups, given))
   assert one.kind == opcode.removesuffix('-start')
-  assert (one.size, one.bytes, one.group_size) == (size, sent, 4)
+  assert (one.size, one.bytes) == (size, sent)
+  assert all(len(group) == 4 for group in one.groups)
   assert (one.network_bytes, one.times, one.inside_loop) == (0, 1, False)
 
 
 def test_a_permutation_sends_all_to_the_next():
   pairs = 'source_target_pairs={{0,1},{1,2},{2,0},{5,5}}'
-  (one,) = hlo.collectives(exchange('collective-permute', 'f32[16]', pairs))
+  (one,) = hlo.collectives(
+    hlo_programs.exchange('collective-permute', 'f32[16]', pairs)
+  )
   assert one.groups == ((0, 1), (1, 2), (2, 0))
   assert one.bytes == 64
 
 
 def test_a_start_and_its_end_are_one():
-  text = program(
+  text = hlo_programs.program(
     '%p = f32[16] parameter(0)',
     '%s = (f32[16], f32[64]) all-gather-start(%p), channel_id=1,'
     ' replica_groups=[2,4]<=[8], dimensions={0}',
@@ -189,7 +151,9 @@ def test_a_start_and_its_end_are_one():
 
 
 def test_an_exchange_alone_is_none():
-  text = exchange('all-reduce', 'f32[16]', 'replica_groups=[8,1]<=[8]')
+  text = hlo_programs.exchange(
+    'all-reduce', 'f32[16]', 'replica_groups=[8,1]<=[8]'
+  )
   assert hlo.collectives(text) == ()
 
 
@@ -216,7 +180,7 @@ def test_parts_of_an_exchange_in_several_fusions_are_one():
   ROOT %c.2 = f32[64] custom-call(%g.2), custom_call_target="AsyncCollectiveDone"
 }}
 """
-  text = program(
+  text = hlo_programs.program(
     '%p = f32[16] parameter(0)',
     '%a = f32[64] fusion(%p), kind=kCustom, calls=%begin',
     '%b = f32[64] fusion(%p), kind=kOutput, calls=%middle',
@@ -235,7 +199,7 @@ def test_a_fused_scatter_of_a_sum_is_a_reduce_scatter():
   ROOT %d = f32[16] dynamic-slice(%r, %i), dynamic_slice_sizes={16}
 }
 """
-  text = program(
+  text = hlo_programs.program(
     '%p = f32[64] parameter(0)',
     'ROOT %f = f32[16] fusion(%p), kind=kCustom, calls=%all-reduce-scatter.1',
     more=more,
@@ -244,104 +208,9 @@ def test_a_fused_scatter_of_a_sum_is_a_reduce_scatter():
   assert (one.kind, one.bytes) == ('reduce-scatter', 256 * 3 / 4)
 
 
-def stand_ins(*shape: int, slices: int = 1) -> list[types.SimpleNamespace]:
-  """Returns devices in grids, numbered as the TPU compiler's are."""
-  return [
-    types.SimpleNamespace(
-      coords=place,
-      slice_index=part,
-      id=(part + 1) * 100_000 * (slices > 1) + number,
-    )
-    for part in range(slices)
-    for number, place in enumerate(np.ndindex(*shape))
-  ]
-
-
-def mesh_of(devices: list, shape: tuple[int, ...]) -> types.SimpleNamespace:
-  """Returns what of a mesh is read."""
-  array = np.empty(len(devices), object)
-  array[:] = devices
-  return types.SimpleNamespace(
-    devices=array.reshape(shape), axis_names=sharding.MESH_AXES
-  )
-
-
-def test_axes_are_those_along_which_a_group_differs():
-  mesh = mesh_of(stand_ins(4, 4, 1), (1, 4, 2, 2))
-  assert hlo.axes_of([(0, 1)], mesh) == ('tensor',)
-  assert hlo.axes_of([(0, 4, 8, 12)], mesh) == ('fsdp',)
-  assert hlo.axes_of([(0, 2), (1, 3)], mesh) == ('sequence',)
-  assert hlo.axes_of([(0, 1, 2, 3)], mesh) == ('sequence', 'tensor')
-  assert hlo.axes_of([range(16)], mesh) == ('fsdp', 'sequence', 'tensor')
-  assert hlo.axes_of([(0,), (1,)], mesh) == ()
-
-
-@pytest.mark.parametrize(
-  'opcode, groups, links',
-  [
-    # A ring of 16 has two links a chip, a line of 4 one, both together three.
-    ('all-gather', 'replica_groups=[16,4]<=[4,16]T(1,0)', 1),
-    ('all-gather', 'replica_groups=[4,16]<=[64]', 2),
-    ('all-gather', 'replica_groups=[1,64]<=[64]', 3),
-    # Half of a ring is a line.
-    ('all-gather', 'replica_groups=[8,8]<=[64]', 1),
-    # In a ring of 16 values pass through 16 / 8 of each link.
-    ('all-to-all', 'replica_groups=[4,16]<=[64]', 0.5),
-    ('all-to-all', 'replica_groups=[16,4]<=[4,16]T(1,0)', 1),
-  ],
-)
-def test_links_are_those_of_the_sides_that_a_group_spans(opcode, groups, links):
-  mesh = mesh_of(stand_ins(4, 16, 1), (1, 4, 1, 16))
-  text = exchange(opcode, 'f32[16]', groups).replace('=8', '=64')
-  (one,) = hlo.collectives(text, mesh, topology.find('v5e:4x16'))
-  assert one.links == links
-
-
-def test_exchanges_between_slices_go_over_the_network():
-  # Two slices of 4 chips; the mesh's first axis is the slices'.
-  def sent(kind, target):
-    return (
-      '(f32[16], u32[], token[]) send(%p, %t), channel_id=1,'
-      f' frontend_attributes={{_xla_megascale_target={target},'
-      f'_xla_megascale_transfer_type="{kind}"}}'
-    )
-
-  text = program(
-    '%p = f32[16] parameter(0)',
-    '%t = token[] after-all()',
-    f'%a = {sent("ALL_REDUCE", chr(34) + "{1,2}x{0:3}" + chr(34))}',
-    f'%b = {sent("ALL_GATHER", "{{100000,200000},{100001,200001}}")}',
-    '%c = f32[16] all-reduce(%p), replica_groups={{0,2},{1,3}}',
-    partitions=4,
-  )
-  mesh = mesh_of(stand_ins(2, 2, 1, slices=2), (2, 2, 1, 2))
-  one, two, three = hlo.collectives(text, mesh, topology.find('2*v5e-4'))
-  assert (one.kind, one.axes, one.network) == ('all-reduce', ('data',), True)
-  assert one.groups == ((0, 4), (1, 5), (2, 6), (3, 7))
-  assert one.bytes == one.network_bytes == 2 * 64 / 2
-  assert (two.kind, two.axes, two.bytes) == ('all-gather', ('data',), 64)
-  # Numbers within a slice are places among its own devices.
-  assert three.groups == ((0, 2), (1, 3))
-  assert (three.axes, three.network) == (('fsdp',), False)
-
-
-def test_hosts_of_gpus_exchange_the_least_over_the_network():
-  # Two hosts of 8: a chip sends over NVLink what the host shares, and a part
-  # of the rest over its own network card.
-  devices = [types.SimpleNamespace(id=number) for number in range(16)]
-  mesh = mesh_of(devices, (2, 8, 1, 1))
-  text = exchange(
-    'all-gather', 'f32[16]', 'replica_groups=[1,16]<=[16]', 'f32[256]'
-  ).replace('=8', '=16')
-  (one,) = hlo.collectives(text, mesh, topology.find('h100x16'))
-  assert one.bytes == 1024 * 15 / 16
-  assert one.network_bytes == 1024 / 8 / 2
-  assert one.bytes - one.network_bytes == 1024 * 7 / 8
-
-
 def test_products_are_counted_with_batches_that_are_dilated():
   # As TPUs have 12 products of 8 × 16 by 16 × 32.
-  text = program(
+  text = hlo_programs.program(
     '%p = bf16[12,8,16] parameter(0)',
     '%q = bf16[12,16,32] parameter(1)',
     'ROOT %c = bf16[12,8,32] convolution(%p, %q), window={size=12 stride=11'
@@ -351,7 +220,7 @@ def test_products_are_counted_with_batches_that_are_dilated():
 
 
 def test_a_count_is_scaled_to_the_compilers_own():
-  text = program(
+  text = hlo_programs.program(
     '%p = f32[8,16] parameter(0)',
     '%q = f32[16,32] parameter(1)',
     'ROOT %d = f32[8,32] dot(%p, %q), lhs_contracting_dims={1},'

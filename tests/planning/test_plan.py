@@ -14,6 +14,7 @@ import me_jax
 from me_jax import errors
 from me_jax.models import params as params_lib
 from me_jax.planning import compile as compile_lib
+from me_jax.planning import hlo
 from me_jax.planning import plan
 from me_jax.planning import planned
 from me_jax.planning import topology
@@ -199,3 +200,33 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(errors.MeJaxError, match=r"pip install 'me-jax\[tpu\]'"):
     plans.step(place=topology.find('v5e-1'))
+
+
+@pytest.mark.parametrize(
+  ('loops', 'where'),
+  [
+    ((), 'once'),
+    (('jit(step)/while',), 'loop'),
+    (('jit(step)/while', 'jit(step)/Decoder._layers/while'), 'layers'),
+  ],
+)
+def test_an_exchange_is_where_it_runs_and_not_where_it_was_written(
+  loops, where
+):
+  one = hlo.Collective(
+    name='a',
+    kind='all-gather',
+    shape='f32[8]',
+    size=32,
+    bytes=24.0,
+    network_bytes=0.0,
+    groups=((0, 1, 2, 3),),
+    axes=('fsdp',),
+    links=1.0,
+    times=3,
+    inside_loop=bool(loops),
+    op_name='jit(step)/Decoder._layers/while/body/dot_general',
+    loops=loops,
+  )
+  (found,) = planned.exchanges((one,), topology.find('v5e-4'))
+  assert (found.where, found.times, found.bytes) == (where, 3, 72)
