@@ -111,8 +111,8 @@ def _work(name: str) -> dict[str, Any]:
     '8b': _small,
     'layers': _layers,
     'rows': _halved,
-    '70b v5p': lambda place: _large(place, rows=512, tensor=8),
-    '70b v6e': lambda place: _large(place, rows=256, tensor=1),
+    '70b v5p': lambda place: _large(place, rows=512),
+    '70b v6e': lambda place: _large(place, rows=256),
   }[name](place)
   used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
   return {'rows': rows, 'memory': used}
@@ -129,7 +129,10 @@ def _sft(model: str, rows: int, **mesh: int) -> Any:
     train=trained.Trained(parts=('full',)),
     steps=1000,
     compute=settings.Compute(
-      dtype='bfloat16', remat='full', attention_chunk=512
+      dtype='bfloat16',
+      remat='full',
+      attention_chunk=1024,
+      vocabulary_chunk=16384,
     ),
     mesh=settings.Mesh(**mesh),
   )
@@ -180,8 +183,8 @@ def _small(place: Any) -> list[dict[str, Any]]:
   ]  # fmt: skip
 
 
-def _large(place: Any, *, rows: int, tensor: int) -> list[dict[str, Any]]:
-  step = _plan(_sft(_70B, rows, tensor=tensor), place, 'step')['step']
+def _large(place: Any, *, rows: int) -> list[dict[str, Any]]:
+  step = _plan(_sft(_70B, rows), place, 'step')['step']
   what = f'{_70B} SFT, {rows} × 4096 tokens, {place.name}'
   return [_needs(what, step), _sound(what, step)]
 
@@ -239,15 +242,16 @@ def _layers(place: Any) -> list[dict[str, Any]]:
 
 
 def _halved(place: Any) -> list[dict[str, Any]]:
+  # Both fit: for want of memory the compiler computes more of it again.
   needed = [
     _plan(_sft(_8B, rows), place, 'step')['step'].temporary
-    for rows in (512, 1024)
+    for rows in (256, 512)
   ]
   ratio = needed[0] / needed[1]
   text = f'{ratio:.3f} ({needed[0] / _GIB:.2f}, {needed[1] / _GIB:.2f} GiB)'
   met = abs(ratio / 0.5 - 1) <= 0.15
   return [
-    _row('activations of 2 rows a chip, to 4', text, met, '0.5 within 15%')
+    _row('activations of 1 row a chip, to 2', text, met, '0.5 within 15%')
   ]
 
 
