@@ -36,7 +36,8 @@ ifneq ($(shell test -x $(TPU_BIN)/python && cat $(TPU)/.created),$(CURDIR))
 .PHONY: $(TPU)/.created
 endif
 
-.PHONY: help setup demo test test-tpu lint bench plan-bench parity clean
+.PHONY: help setup demo test test-tpu lint bench bench-page plan-bench parity \
+  clean
 .DELETE_ON_ERROR:
 
 help:
@@ -45,7 +46,8 @@ help:
 	@echo "make test    run the tests"
 	@echo "make test-tpu  run those of plans, with the TPU compiler, in $(TPU)"
 	@echo "make lint    check style and format"
-	@echo "make bench   measure against PyTorch"
+	@echo "make bench   measure against PyTorch (most of an hour), for docs/benchmarks.md"
+	@echo "make bench-page  write that page, its figure and README's table again"
 	@echo "make plan-bench  compile what is claimed of TPU pods (half an hour)"
 	@echo "make parity  compare every family with PyTorch, number by number"
 	@echo "make clean   remove what these commands made, $(VENV) included"
@@ -69,6 +71,9 @@ lint: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
+
+bench-page: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks.page
 
 plan-bench: $(TPU)/.setup
 	@$(TPU_BIN)/python -m benchmarks.plan

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-SHAPE = (8, 512)
 _WINDOW, _SINK, _NEAR = 64, 0.3, 0.9
 
 
@@ -19,29 +18,32 @@ def _tokens(vocab: int, shape: tuple[int, int]) -> np.ndarray:
   return np.random.default_rng(0).integers(0, vocab, shape).astype(np.int32)
 
 
-def jax_diagnose(folder: str) -> dict[str, Any]:
-  """Times `diagnose` on 8 texts of 512 tokens."""
+def jax_diagnose(folder: str, shape: str) -> dict[str, float]:
+  """Times `diagnose` on texts of random tokens, `8x512` of them."""
   from benchmarks import workers
   import me_jax
 
   lm = me_jax.load(folder)
-  tokens = _tokens(lm.config.vocab_size, SHAPE)
+  tokens = _tokens(lm.config.vocab_size, workers.shape_of(shape))
   batch = me_jax.Batch(tokens, np.ones_like(tokens))
   seconds = workers.median_seconds(
-    lambda: me_jax.diagnose(lm.model, lm.params, batch), 40.0
+    lambda: me_jax.diagnose(lm.model, lm.params, batch), least=3
   )
   return {'rate': tokens.size / seconds}
 
 
-def torch_diagnose(folder: str) -> dict[str, Any]:
+def torch_diagnose(folder: str, shape: str) -> dict[str, float]:
   """Times the same measurements in PyTorch."""
   import torch
   import transformers
 
+  from benchmarks import workers
+
   model = transformers.AutoModelForCausalLM.from_pretrained(
     folder, dtype=torch.float32, attn_implementation='eager'
   ).model.eval()
-  tokens = torch.tensor(_tokens(model.config.vocab_size, SHAPE)).long()
+  tokens = _tokens(model.config.vocab_size, workers.shape_of(shape))
+  tokens = torch.tensor(tokens).long()
   times = []
   for _ in range(3):
     start = time.perf_counter()
@@ -102,14 +104,15 @@ def _torch_pass(model: Any, tokens: Any) -> list[dict[str, Any]]:
   return found
 
 
-def diagnose_overhead(folder: str) -> float:
-  """Returns the time of `diagnose` over a plain forward's, 1 x 1024."""
+def diagnose_overhead(folder: str, shape: str) -> list[float]:
+  """Returns the time of `diagnose` over a plain forward's, round by round."""
   import jax
 
+  from benchmarks import workers
   import me_jax
 
   lm = me_jax.load(folder)
-  tokens = _tokens(lm.config.vocab_size, (1, 1024))
+  tokens = _tokens(lm.config.vocab_size, workers.shape_of(shape))
   batch = me_jax.Batch(tokens, np.ones_like(tokens))
 
   @jax.jit
@@ -128,7 +131,7 @@ def diagnose_overhead(folder: str) -> float:
       start = time.perf_counter()
       call()
       spent.append(time.perf_counter() - start)
-  return float(np.median(np.array(times[1][1:]) / np.array(times[0][1:])))
+  return (np.array(times[1][1:]) / np.array(times[0][1:])).tolist()
 
 
 def diagnose_texts(folder: str, count: str) -> int:

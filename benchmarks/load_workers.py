@@ -37,19 +37,24 @@ def jax_safetensors(folder: str) -> dict[str, float]:
   return {'seconds': seconds, 'peak': (_resident('VmHWM') - before) / size}
 
 
-def torch_safetensors(folder: str, how: str) -> dict[str, float]:
+def torch_safetensors(
+  folder: str, how: str, threads: str = ''
+) -> dict[str, float]:
   """Times the same with the `safetensors` package and `load_state_dict`.
 
   Args:
     folder: as for `jax_safetensors`.
     how: `copy` fills a model that exists, as by default; `assign` lets the
       model point into the mapped file.
+    threads: of torch; by default as many as it takes.
   """
   import safetensors.torch
   import torch
   import transformers
 
   torch.set_grad_enabled(False)
+  if threads:
+    torch.set_num_threads(int(threads))
   config = transformers.AutoConfig.from_pretrained(folder)
   with torch.device('meta'):
     model = transformers.AutoModelForCausalLM.from_config(

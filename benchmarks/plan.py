@@ -2,23 +2,28 @@
 
 Each bar is compiled in a process of its own, one after the other; two cores
 need most of half an hour, and less than 20 GB of memory. `--quick` leaves out
-what takes over a minute, names of bars measure those alone. Nothing is taken
-from what was compiled before.
+what takes over a minute, names of bars measure those alone and replace their
+rows in docs/benchmarks.json. Nothing is taken from what was compiled before.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
 import resource
-import subprocess
+import shlex
 import sys
-import time
 from typing import Any
+
+from benchmarks import processes
+from benchmarks import results
+from me_jax import errors
+from me_jax import files
 
 _GIB = 2**30
 _8B, _70B = 'meta-llama/Llama-3.1-8B', 'meta-llama/Llama-3.1-70B'
@@ -36,46 +41,100 @@ BARS = {
 }
 
 
-def main() -> int:
-  """Measures bars and prints a table; returns 1 if one is missed."""
-  parser = argparse.ArgumentParser(description=__doc__)
+_PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy')
+
+
+def main(arguments: Sequence[str]) -> int:
+  """Measures bars and prints a table.
+
+  Args:
+    arguments: of the command line.
+
+  Returns:
+    The exit status: 1 if a bar is missed or could not be measured, 2 for a
+    mistake of the user's.
+  """
+  parser = argparse.ArgumentParser(
+    prog='python -m benchmarks.plan', description=__doc__
+  )
   parser.add_argument('--quick', action='store_true')
   parser.add_argument('--worker', help='internal: one bar, in this process')
+  parser.add_argument(
+    '--json', type=pathlib.Path, default=results.DOCS, help='where rows go'
+  )
   parser.add_argument('bars', nargs='*', help=', '.join(BARS))
-  flags = parser.parse_args()
+  flags = parser.parse_args(arguments)
   if flags.worker:
     print(json.dumps(_work(flags.worker)))
     return 0
-  if importlib.util.find_spec('libtpu') is None:
-    print("plan-bench needs the TPU compiler: pip install 'me-jax[tpu]'")
+  try:
+    _check(flags.bars, flags.json)
+  except errors.MeJaxError as error:
+    print(f'plan-bench: {error}', file=sys.stderr)
     return 2
-  rows = []
+  before = results.load_average()
+  command = shlex.join(['python', '-m', 'benchmarks.plan', *arguments])
+  rows, failed = [], []
   for name, (quick, _) in BARS.items():
     if (flags.bars and name not in flags.bars) or (flags.quick and not quick):
       continue
     print(f'compiling {name} ...', file=sys.stderr, flush=True)
-    rows += _measured(name)
+    try:
+      # JAX would look for a TPU here.
+      speed = processes.run(
+        ('benchmarks.workers', 'speed'), JAX_PLATFORMS='cpu'
+      ).value
+      found = _measured(name)
+    except processes.Failed as error:
+      print(f'{name} failed: {error}', file=sys.stderr, flush=True)
+      failed.append(name)
+      continue
+    rows += found
+    record = results.record(
+      found, command=command, load_average=before, speed=speed,
+      packages=_PACKAGES,
+    )  # fmt: skip
+    results.put(flags.json, 'plans', name, record)
   _show(rows)
-  return 0 if all(row['met'] for row in rows) else 1
+  for name in failed:
+    print(f'failed, and keeps the rows it had: {name}')
+  if flags.json == results.DOCS:
+    # It renders these bars, too.
+    from benchmarks import page
+
+    page.write()
+  missed = any(row['met'] is False for row in rows)
+  return int(missed or bool(failed))
+
+
+def _check(bars: Sequence[str], path: pathlib.Path) -> None:
+  """Raises MeJaxError for what cannot be measured or written."""
+  for name in bars:
+    if name not in BARS:
+      raise errors.MeJaxError(
+        f'there is no bar {name!r}, only {", ".join(BARS)}.'
+      )
+  if importlib.util.find_spec('libtpu') is None:
+    raise errors.MeJaxError(
+      "the TPU compiler is missing: pip install 'me-jax[tpu]'"
+    )
+  files.check_writable(path)
+  results.load(path)
 
 
 def _measured(name: str) -> list[dict[str, Any]]:
   """Returns the rows of a bar, measured in a process of its own."""
-  began = time.monotonic()
-  done = subprocess.run(
-    [sys.executable, '-m', 'benchmarks.plan', '--worker', name],
-    stdout=subprocess.PIPE,
-    text=True,
-    check=False,
-  )
-  took = time.monotonic() - began
-  if done.returncode:
-    return [_row(f'{name}: compiles', f'exit status {done.returncode}', False)]
-  found = json.loads(done.stdout.splitlines()[-1])
+  done = processes.run(('benchmarks.plan', '--worker', name))
+  found = done.value
   gib = found['memory'] / _GIB
-  print(f'{name}: {took:.0f} s, {gib:.1f} GiB', file=sys.stderr, flush=True)
-  memory = _row(f'{name}: memory of the compiler', f'{gib:.1f} GiB', gib < 20)
-  return [*found['rows'], memory | {'bar': '< 20 GiB'}]
+  print(
+    f'{name}: {done.wall:.0f} s, {gib:.1f} GiB', file=sys.stderr, flush=True
+  )
+  bar, memory = '< 20 GiB', f'{gib:.1f} GiB'
+  return [
+    *found['rows'],
+    _row(f'{name}: memory of the compiler', memory, gib < 20, bar),
+  ]
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
@@ -89,13 +148,17 @@ def _show(rows: list[dict[str, Any]]) -> None:
   for column in ('what', 'measured', 'bar', ''):
     table.add_column(column)
   for row in rows:
-    met = 'met' if row['met'] else 'MISSED'
+    met = {None: '', True: 'met', False: 'MISSED'}[row['met']]
     table.add_row(row['what'], row['measured'], row['bar'], met)
   console.print(table)
 
 
-def _row(what: str, measured: str, met: bool, bar: str = '') -> dict[str, Any]:
-  return {'what': what, 'measured': measured, 'met': bool(met), 'bar': bar}
+def _row(
+  what: str, measured: str, met: bool | None, bar: str = ''
+) -> dict[str, Any]:
+  """Returns a row; `met` is None where there is no bar."""
+  met = None if met is None else bool(met)
+  return {'what': what, 'measured': measured, 'met': met, 'bar': bar}
 
 
 def _work(name: str) -> dict[str, Any]:
@@ -160,9 +223,8 @@ def _needs(what: str, one: Any, most: float | None = None) -> dict[str, Any]:
 
 def _sound(what: str, *programs: Any) -> dict[str, Any]:
   found = [line for one in programs for line in one.findings]
-  for line in found:
-    print(f'{what}: {line}', file=sys.stderr)
-  return _row(f'{what}: findings', str(len(found)), not found, 'none')
+  text = '; '.join(found) or 'none'
+  return _row(f'{what}: findings', text, not found, 'none')
 
 
 def _small(place: Any) -> list[dict[str, Any]]:
@@ -172,9 +234,7 @@ def _small(place: Any) -> list[dict[str, Any]]:
   return [
     _needs(what, step, 12),
     _row(f'{what}: MFU bound', f'{mfu:.0%}', mfu >= 0.4, '≥ 40%'),
-    _row(
-      f'{what}: step', f'{step.best:.2f} to {step.worst:.2f} s', True, 'none'
-    ),
+    _row(f'{what}: step', f'{step.best:.2f} to {step.worst:.2f} s', None),
     _row(
       f'{what}: compiled in', f'{step.seconds:.0f} s', step.seconds <= 120,
       '≤ 120 s',
@@ -256,4 +316,4 @@ def _halved(place: Any) -> list[dict[str, Any]]:
 
 
 if __name__ == '__main__':
-  raise SystemExit(main())
+  sys.exit(main(sys.argv[1:]))

@@ -15,29 +15,30 @@ from typing import Any
 
 import numpy as np
 
-SHAPE = (4, 512)
+LENGTH = 512
 _TEXTS = 3  # a row
 _ANSWER = 0.6  # of a text's tokens, as in GSM8K under a chat template
 _RATE = 1e-5
-_STEPS = 5
+_STEPS = 3  # that are timed
 
 
-def _batch(vocab: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _batch(vocab: int, rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns tokens, segments and wanted tokens, `[B, T]` each."""
   random = np.random.default_rng(0)
-  tokens = random.integers(0, vocab, SHAPE).astype(np.int32)
-  segments, wanted = np.zeros(SHAPE, np.int32), np.zeros(SHAPE, bool)
-  for row in range(SHAPE[0]):
-    ends = np.sort(random.integers(100, SHAPE[1] - 100, _TEXTS - 1))
-    pieces = np.split(np.arange(SHAPE[1]), ends)
+  shape = rows, LENGTH
+  tokens = random.integers(0, vocab, shape).astype(np.int32)
+  segments, wanted = np.zeros(shape, np.int32), np.zeros(shape, bool)
+  for row in range(rows):
+    ends = np.sort(random.integers(100, LENGTH - 100, _TEXTS - 1))
+    pieces = np.split(np.arange(LENGTH), ends)
     for number, columns in enumerate(pieces, 1):
       segments[row, columns] = number
       wanted[row, columns[round(len(columns) * (1 - _ANSWER)) :]] = True
   return tokens, segments, wanted
 
 
-def _measured(step: Any) -> dict[str, float]:
-  """Runs steps; `step` returns the loss, as a number of Python's.
+def _measured(step: Any, rows: int) -> dict[str, float]:
+  """Runs steps of so many rows; `step` returns the loss, a Python number.
 
   Returns:
     Tokens per second by the median step, the first two left out, the loss
@@ -49,18 +50,19 @@ def _measured(step: Any) -> dict[str, float]:
     losses.append(step())
     times.append(time.perf_counter() - start)
   return {
-    'rate': SHAPE[0] * SHAPE[1] / float(np.median(times[2:])),
+    'rate': rows * LENGTH / float(np.median(times[2:])),
     'first_loss': losses[0],
     'last_loss': losses[-1],
     'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
   }
 
 
-def jax_train(folder: str, part: str) -> dict[str, float]:
+def jax_train(folder: str, rows: str, part: str) -> dict[str, float]:
   """Times steps of ours.
 
   Args:
     folder: of the model.
+    rows: of a batch.
     part: what is trained, `full` or `gates`.
   """
   import jax
@@ -98,23 +100,24 @@ def jax_train(folder: str, part: str) -> dict[str, float]:
   advance = jax.jit(
     step_lib.make(model, run, optimiser, objectives.of(run)), donate_argnums=0
   )
-  batch = packing.Packed(*_batch(vocab))
+  batch = packing.Packed(*_batch(vocab, int(rows)))
 
   def step() -> float:
     nonlocal state
     state, means = advance(state, frozen, batch)
     return float(means['loss'])
 
-  return _measured(step)
+  return _measured(step, int(rows))
 
 
 def torch_train(
-  folder: str, attention: str = 'sdpa', kind: str = 'fused'
+  folder: str, rows: str, attention: str = 'sdpa', kind: str = 'fused'
 ) -> dict[str, float]:
   """Times the same steps of Hugging Face's model.
 
   Args:
     folder: of the model.
+    rows: of a batch.
     attention: `sdpa`, which transformers takes by default, or `eager`.
     kind: of AdamW, `fused`, which is one kernel, or `foreach`.
   """
@@ -125,7 +128,7 @@ def torch_train(
     folder, dtype=torch.float32, attn_implementation=attention
   ).train()
   model.config.use_cache = False
-  tokens, _, wanted = _batch(model.config.vocab_size)
+  tokens, _, wanted = _batch(model.config.vocab_size, int(rows))
   tokens = torch.tensor(tokens).long()
   labels = torch.where(torch.tensor(wanted), tokens, -100)
   optimiser = torch.optim.AdamW(
@@ -140,7 +143,7 @@ def torch_train(
     optimiser.step()
     return float(loss.detach())
 
-  return _measured(step)
+  return _measured(step, int(rows))
 
 
 def loss_memory(folder: str) -> dict[str, int]:
@@ -154,7 +157,8 @@ def loss_memory(folder: str) -> dict[str, int]:
   from me_jax.training import logprobs
 
   config = config_lib.ModelConfig.from_hf(folder)
-  width, sizes = 64, {}  # the head is as wide as the states are
+  rows, width = 4, 64  # the head is as wide as the states are
+  sizes = {}
   for vocab in (8192, 131072):
 
     def loss(table_VD, hidden_BTD, targets_BT, wanted_BT, vocab=vocab):
@@ -172,9 +176,9 @@ def loss_memory(folder: str) -> dict[str, int]:
     shape = lambda *dims, kind=jnp.float32: jax.ShapeDtypeStruct(dims, kind)  # noqa: E731
     lowered = jax.jit(jax.value_and_grad(loss, (0, 1))).lower(
       shape(vocab, width),
-      shape(*SHAPE, width),
-      shape(*SHAPE, kind=jnp.int32),
-      shape(*SHAPE, kind=jnp.bool_),
+      shape(rows, LENGTH, width),
+      shape(rows, LENGTH, kind=jnp.int32),
+      shape(rows, LENGTH, kind=jnp.bool_),
     )
     sizes[vocab] = lowered.compile().memory_analysis().temp_size_in_bytes
   return {str(vocab): size for vocab, size in sizes.items()}

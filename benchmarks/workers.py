@@ -16,19 +16,42 @@ from typing import Any
 
 import numpy as np
 
-SHAPES = ((8, 256), (1, 1024), (1, 16))
+# Texts and tokens of each; the last is the smallest.
+SHAPES = ('8x256', '1x1024', '1x16')
 
 
-def median_seconds(call: Callable[[], Any], seconds: float = 12.0) -> float:
-  """Returns the median time of a call, over as many as fit."""
+def median_seconds(
+  call: Callable[[], Any], seconds: float = 12.0, least: int = 5
+) -> float:
+  """Returns the median time of a call, over as many as fit, or `least`."""
   call()
   call()
   times = []
-  while len(times) < 5 or (sum(times) < seconds and len(times) < 100):
+  while len(times) < least or (sum(times) < seconds and len(times) < 100):
     start = time.perf_counter()
     call()
     times.append(time.perf_counter() - start)
   return float(np.median(times))
+
+
+def shape_of(text: str) -> tuple[int, int]:
+  """Returns texts and tokens of `8x256`."""
+  rows, tokens = text.split('x')
+  return int(rows), int(tokens)
+
+
+def jax_imports() -> bool:
+  """Imports what loads a model; the caller reads the time."""
+  import me_jax
+
+  return callable(me_jax.load)
+
+
+def torch_imports() -> bool:
+  """Imports what loads the same model in PyTorch."""
+  import transformers
+
+  return callable(transformers.LlamaForCausalLM.from_pretrained)
 
 
 def model_folder(folder: str) -> None:
@@ -38,7 +61,7 @@ def model_folder(folder: str) -> None:
   model_folder.write(pathlib.Path(folder))
 
 
-def jax_forward(folder: str) -> dict[str, Any]:
+def jax_forward(folder: str, *shapes: str) -> dict[str, float]:
   """Times the forward pass with `find`'s statistics, as `find` runs it."""
   import jax
 
@@ -47,18 +70,18 @@ def jax_forward(folder: str) -> dict[str, Any]:
 
   lm = me_jax.load(folder)
   rates = {}
-  for shape in SHAPES:
-    arguments = _jax_arguments(lm.config.vocab_size, shape)
+  for shape in shapes:
+    arguments = _jax_arguments(lm.config.vocab_size, shape_of(shape))
 
     def call(arguments=arguments):
       found = residual.measure(lm.model, lm.params, *arguments)
       jax.block_until_ready(found)
 
-    rates[f'{shape[0]} x {shape[1]}'] = np.prod(shape) / median_seconds(call)
+    rates[shape] = arguments[0].size / median_seconds(call)
   return rates
 
 
-def torch_forward(folder: str) -> dict[str, Any]:
+def torch_forward(folder: str, *shapes: str) -> dict[str, float]:
   """Times the forward pass of Hugging Face with hooks that measure the same."""
   import torch
   import transformers
@@ -70,21 +93,23 @@ def torch_forward(folder: str) -> dict[str, Any]:
   ).model.eval()
   hooks = torch_peer.Hooks(model)
   rates = {}
-  for shape in SHAPES:
-    tokens = torch.tensor(_tokens(model.config.vocab_size, shape)).long()
+  for shape in shapes:
+    count, length = shape_of(shape)
+    tokens = torch.tensor(_tokens(model.config.vocab_size, (count, length)))
+    tokens = tokens.long()
     mask = torch.ones_like(tokens)
-    positions = torch.tensor([[0, shape[1] // 2]] * shape[0])
+    positions = torch.tensor([[0, length // 2]] * count)
 
     def call(tokens=tokens, mask=mask, positions=positions):
       with torch.inference_mode():
         hooks.prepare(mask, positions)
         model(tokens, use_cache=False)
 
-    rates[f'{shape[0]} x {shape[1]}'] = np.prod(shape) / median_seconds(call)
+    rates[shape] = tokens.numel() / median_seconds(call)
   return rates
 
 
-def overhead(folder: str) -> dict[str, Any]:
+def overhead(folder: str, *shapes: str) -> dict[str, Any]:
   """Compares a forward pass with and without `find`'s statistics."""
   import jax
 
@@ -103,8 +128,9 @@ def overhead(folder: str) -> dict[str, Any]:
     return output.logits, seen
 
   result = {}
-  for shape in SHAPES:
-    arguments = (lm.params, *_jax_arguments(lm.config.vocab_size, shape))
+  for shape in shapes:
+    operands = _jax_arguments(lm.config.vocab_size, shape_of(shape))
+    arguments = (lm.params, *operands)
     calls = [jax.jit(f).lower(*arguments).compile() for f in (plain, observed)]
     costs = [call.cost_analysis() for call in calls]
     times = [[], []]
@@ -115,10 +141,10 @@ def overhead(folder: str) -> dict[str, Any]:
         jax.block_until_ready(call(*arguments))
         spent.append(time.perf_counter() - start)
     ratios = np.array(times[1][1:]) / np.array(times[0][1:])
-    result[f'{shape[0]} x {shape[1]}'] = {
-      'time': float(np.median(ratios)),
-      'flops': costs[1]['flops'] / costs[0]['flops'],
-      'bytes': costs[1]['bytes accessed'] / costs[0]['bytes accessed'],
+    result[shape] = {
+      'time': ratios.tolist(),
+      'flops': [costs[1]['flops'], costs[0]['flops']],
+      'bytes': [costs[1]['bytes accessed'], costs[0]['bytes accessed']],
     }
   return result
 
@@ -134,7 +160,7 @@ def depth(folder: str) -> dict[str, Any]:
   from me_jax.models import params as params_lib
 
   config = decoder.config_lib.ModelConfig.from_hf(folder)
-  arguments = _jax_arguments(config.vocab_size, SHAPES[0])
+  arguments = _jax_arguments(config.vocab_size, shape_of(SHAPES[0]))
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), arguments
   )
@@ -165,13 +191,15 @@ if __name__ == '__main__':
   from benchmarks import generate_workers
   from benchmarks import load_workers
   from benchmarks import mitigate_workers
+  from benchmarks import speed
   from benchmarks import train_workers
 
   workers = (
-    model_folder, jax_forward, torch_forward, overhead, depth,
+    jax_imports, torch_imports, model_folder, jax_forward, torch_forward,
+    overhead, depth,
     *load_workers.WORKERS, *diagnose_workers.WORKERS,
     *mitigate_workers.WORKERS, *generate_workers.WORKERS,
-    *train_workers.WORKERS,
+    *train_workers.WORKERS, *speed.WORKERS,
   )  # fmt: skip
   chosen = {worker.__name__: worker for worker in workers}[sys.argv[1]]
   print(json.dumps(chosen(*sys.argv[2:])))
