@@ -29,6 +29,9 @@ _GIB = 2**30
 _8B, _70B = 'meta-llama/Llama-3.1-8B', 'meta-llama/Llama-3.1-70B'
 _CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
+# Whose versions matter.
+_PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy')
+
 # Name, whether it takes less than a minute, and the topology that it is for.
 BARS = {
   'analysis': (True, 'v5e-64'),
@@ -39,9 +42,6 @@ BARS = {
   '70b v5p': (False, 'v5p:8x8x8'),
   '70b v6e': (False, 'v6e-256'),
 }
-
-
-_PACKAGES = ('jax', 'jaxlib', 'libtpu', 'flax', 'numpy')
 
 
 def main(arguments: Sequence[str]) -> int:
