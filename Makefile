@@ -50,6 +50,7 @@ help:
 	@echo "make bench-page  write that page, its figure and README's table again"
 	@echo "make plan-bench  compile what is claimed of TPU pods (half an hour)"
 	@echo "make parity  compare every family with PyTorch, number by number"
+	@echo "make notebooks  execute colab/ and save what it shows, in OUT if given"
 	@echo "make clean   remove what these commands made, $(VENV) included"
 
 setup: $(VENV)/.setup
@@ -80,6 +81,10 @@ plan-bench: $(TPU)/.setup
 
 parity: $(VENV)/.dev
 	@$(BIN)/python -m tests.support.parity
+
+# All of them unless NAMES=01 or the like; beside their sources unless OUT=DIR.
+notebooks: $(VENV)/.dev
+	@$(BIN)/python colab/build.py $(if $(OUT),--out=$(OUT)) $(NAMES)
 
 clean:
 	@rm -rf $(VENV) $(TPU) $(DEMO_OUT) build dist *.egg-info .pytest_cache .ruff_cache
