@@ -37,7 +37,7 @@ ifneq ($(shell test -x $(TPU_BIN)/python && cat $(TPU)/.created),$(CURDIR))
 endif
 
 .PHONY: help setup demo test test-tpu lint bench bench-page plan-bench parity \
-  clean
+  notebooks clean
 .DELETE_ON_ERROR:
 
 help:
