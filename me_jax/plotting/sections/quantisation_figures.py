@@ -48,6 +48,7 @@ def each(
 
 
 def said(estimate: bootstrap.Estimate) -> str:
+  """Returns an estimate with its interval in words."""
   value, low, high = estimate
   return f'{value:+.3f} ({low:+.3f} to {high:+.3f})'
 
