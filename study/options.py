@@ -1,0 +1,96 @@
+"""What is studied, and how do its paths look to a reader elsewhere?"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+import re
+
+from me_jax import errors
+
+DEFAULT_MODEL = 'smollm2'
+DATA, OUT = 'path/to/sets', 'out/study'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+  """One model's study.
+
+  Attributes:
+    model: as the verbs take it.
+    out: the folder of the whole study.
+    data: a folder with the public sets; None uses built-in texts.
+    quick: whether everything is tiny.
+  """
+
+  model: str = DEFAULT_MODEL
+  out: str = OUT
+  data: str | None = None
+  quick: bool = False
+
+  @property
+  def name(self) -> str:
+    """The model's name in paths and tables."""
+    return name_of(self.model)
+
+  @property
+  def folder(self) -> pathlib.Path:
+    """Where the model's steps are."""
+    return pathlib.Path(self.out, self.name)
+
+  def shown(self, text: str) -> str:
+    """Returns text without paths of this machine.
+
+    What is looked at elsewhere, and compared with, is what does not depend on
+    where the folders happen to be.
+    """
+    if self.data:
+      for path in (os.path.abspath(self.data), self.data):
+        text = text.replace(path, DATA)
+    for path in (os.path.abspath(self.out), self.out):
+      text = text.replace(path, OUT)
+    if os.path.exists(self.model):
+      for path in (os.path.abspath(self.model), self.model):
+        text = text.replace(path, f'path/to/{self.name}')
+    return text
+
+
+def name_of(model: str) -> str:
+  """Returns a model's name: of a path its last part, of the hub both."""
+  text = model.rstrip('/')
+  if os.path.exists(text) or text.count('/') != 1:
+    text = os.path.basename(os.path.abspath(text))
+  text = text.removesuffix('.gguf')
+  return re.sub(r'[^A-Za-z0-9._]+', '-', text).strip('-.') or 'model'
+
+
+def check(models: list[str], data: str | None) -> None:
+  """Looks over what was given before any work.
+
+  Raises:
+    MeJaxError: the folder of data is none, or two models have one name.
+  """
+  if data is not None and not os.path.isdir(data):
+    raise errors.MeJaxError(f'--data={data} is no folder.')
+  names = [name_of(model) for model in models]
+  for name in names:
+    if names.count(name) > 1:
+      raise errors.MeJaxError(
+        f'two models are called {name}: rename a folder, or study them with'
+        ' two --out.'
+      )
+
+
+def digest(data: str | None) -> str | None:
+  """Returns a hash of the sets' files, None without any."""
+  if data is None:
+    return None
+  found = hashlib.sha256()
+  root = pathlib.Path(data)
+  for path in sorted(root.rglob('*')):
+    if path.suffix in ('.jsonl', '.txt', '.csv') and path.is_file():
+      found.update(str(path.relative_to(root)).encode())
+      found.update(path.read_bytes())
+  return found.hexdigest()[:16]

@@ -1,0 +1,141 @@
+"""How is a step run once, and not again while its result stands?
+
+Beside a step's report lies step.json: which command made it, with which
+versions and data, in how many seconds. A step whose command, versions, data or
+forerunner are others by now is run again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import time
+from typing import Any
+
+from benchmarks import machine
+from me_jax import files
+from study import options as options_lib
+from study import steps as steps_lib
+
+CARD, _LOG = 'step.json', 'log.txt'
+DONE, FAILED, _RUNNING = 'done', 'failed', 'running'
+_PACKAGES = (
+  'me-jax', 'jax', 'flax', 'optax', 'numpy', 'transformers', 'lm-eval',
+)  # fmt: skip
+# Settings that make an unchanged command another one.
+_SAME = ('command', 'versions', 'data_sha256', 'after')
+
+Launch = Callable[[list[str], Any], int]
+
+
+def run(
+  step: steps_lib.Step,
+  options: options_lib.Options,
+  data_sha256: str | None,
+  *,
+  launch: Launch | None = None,
+) -> dict[str, Any]:
+  """Runs a step, unless its result is there.
+
+  Args:
+    step: what to run.
+    options: of the study.
+    data_sha256: of the sets, as `options.digest` says.
+    launch: starts a process with arguments and an open log, and returns its
+      exit status; tests give their own.
+
+  Returns:
+    What step.json holds; `status` is `done` or `failed`, with the reason as
+    `why`.
+  """
+  folder = options.folder / step.name
+  wanted = _wanted(step, options, data_sha256)
+  before = card(folder)
+  same = before is not None and all(
+    before.get(name) == wanted[name] for name in _SAME
+  )
+  result = folder / steps_lib.REPORT
+  if same and before['status'] == DONE and result.is_file():
+    _tell(options, step, 'done before')
+    return before
+  if not same and folder.exists():
+    # What another command has left would be taken for this one's.
+    shutil.rmtree(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  # Of a run that goes on, the seconds of all its parts.
+  spent = before.get('seconds') or 0.0 if same else 0.0
+  load = round(os.getloadavg()[0], 1)
+  now = wanted | {'status': _RUNNING, 'seconds': spent, 'load': load}
+  files.write_json(folder / CARD, now)
+  _tell(options, step, f'running, log in {folder / _LOG}')
+  start = time.perf_counter()
+  try:
+    with open(folder / _LOG, 'a', encoding='utf-8') as log:
+      status = (launch or _launch)(list(step.argv), log)
+  finally:
+    seconds = round(spent + time.perf_counter() - start, 1)
+    files.write_json(folder / CARD, now | {'seconds': seconds})
+  now |= {'seconds': seconds, 'status': DONE}
+  if status or not result.is_file():
+    why = _last_line(folder / _LOG) or f'exit status {status}'
+    now |= {'status': FAILED, 'why': options.shown(why)}
+  files.write_json(folder / CARD, now)
+  _tell(options, step, f'{now["status"]} after {seconds:.0f} s')
+  if now['status'] == FAILED:
+    _tell(options, step, now['why'])
+  return now
+
+
+def card(folder: pathlib.Path) -> dict[str, Any] | None:
+  """Returns a step's step.json; None if there is none that can be read."""
+  try:
+    found = json.loads((folder / CARD).read_text(encoding='utf-8'))
+  except (OSError, ValueError):
+    return None
+  return found if isinstance(found, dict) and 'status' in found else None
+
+
+def _wanted(
+  step: steps_lib.Step, options: options_lib.Options, data_sha256: str | None
+) -> dict[str, Any]:
+  """Returns what the step's result depends on."""
+  after = None
+  if step.needs:
+    # Made at another time, the files that are read may be others.
+    after = (card(options.folder / step.needs) or {}).get('started')
+  return {
+    'name': step.name,
+    'command': options.shown(step.command),
+    'versions': machine.versions(*_PACKAGES),
+    'data_sha256': data_sha256 if options.data else None,
+    'after': after,
+    'started': time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime()),
+  }
+
+
+def _launch(argv: list[str], log: Any) -> int:
+  process = subprocess.Popen(
+    [sys.executable, '-m', *argv], stdout=log, stderr=subprocess.STDOUT
+  )
+  try:
+    return process.wait()
+  except KeyboardInterrupt:
+    # The terminal has told the step too; what it can save, it saves.
+    process.wait()
+    raise
+
+
+def _last_line(log: pathlib.Path) -> str:
+  lines = log.read_text(encoding='utf-8', errors='replace').splitlines()
+  return next((line.strip() for line in reversed(lines) if line.strip()), '')
+
+
+def _tell(
+  options: options_lib.Options, step: steps_lib.Step, what: str
+) -> None:
+  print(f'study: {options.name}, {step.name}: {what}', flush=True)

@@ -1,0 +1,152 @@
+"""Which commands is a study made of? The library's own verbs, in order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+import dataclasses
+import os
+import pathlib
+
+from study import options as options_lib
+
+_CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
+REPORT = 'report/report.json'
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+  """A command whose result is a report.
+
+  Attributes:
+    name: of its folder.
+    argv: what follows `python -m`.
+    needs: the step whose files it reads; None reads no other's.
+  """
+
+  name: str
+  argv: tuple[str, ...]
+  needs: str | None = None
+
+  @property
+  def command(self) -> str:
+    """What a shell would be told."""
+    tool, *rest = self.argv
+    said = ['me-jax'] if tool == 'me_jax' else ['python', '-m', tool]
+    return ' '.join([*said, *rest])
+
+
+def make(name: str, options: options_lib.Options) -> Step:
+  """Returns a step as it would be run now.
+
+  Args:
+    name: one of `NAMES`.
+    options: of the study.
+  """
+  argv, needs = _MAKERS[name](options, options.folder / name)
+  return Step(name=name, argv=tuple(argv), needs=needs)
+
+
+def relaxed(options: options_lib.Options) -> pathlib.Path | None:
+  """Returns the model that `mitigate` has written, None if it wrote none."""
+  folder = options.folder / 'mitigate' / 'orbax'
+  return folder if folder.is_dir() else None
+
+
+_Made = tuple[list[str], str | None]
+
+
+def _explain(options: options_lib.Options, out: pathlib.Path) -> _Made:
+  argv = ['me_jax', 'explain', f'--model={options.model}']
+  if options.quick:
+    argv += ['--vocabulary=64', '--bos=auto']
+  return [*argv, f'--out={out / "report"}'], None
+
+
+def _mitigate(options: options_lib.Options, out: pathlib.Path) -> _Made:
+  argv = ['me_jax', 'mitigate', f'--model={options.model}', *_data(options)]
+  if options.quick:
+    argv += [
+      '--texts=4', '--calibration=4', '--length=96', '--select=weight',
+      '--layers=after', '--rate=0.5', '--strength=1',
+    ]  # fmt: skip
+  else:
+    argv += ['--texts=16', '--calibration=16']
+  return [*argv, f'--out={out}'], None
+
+
+def _quantise(options: options_lib.Options, out: pathlib.Path) -> _Made:
+  argv = ['study.quantise', f'--model={options.model}', *_data(options)]
+  if relaxed(options):
+    argv.append(f'--relaxed={options.folder / "mitigate"}')
+  if options.quick:
+    argv += ['--texts=2', '--length=64']
+  return [*argv, f'--out={out / "report"}'], 'mitigate'
+
+
+def _train(
+  config: str, *extra: str, without_data: tuple[str, ...] = ()
+) -> Callable[[options_lib.Options, pathlib.Path], _Made]:
+  """Returns what makes a run of fine-tuning.
+
+  Args:
+    config: file in `configs` that describes the run on the public sets.
+    *extra: further flags of that run.
+    without_data: flags of the built-in run that stands in for it.
+  """
+
+  def made(options: options_lib.Options, out: pathlib.Path) -> _Made:
+    argv = ['me_jax', 'train', f'--model={options.model}']
+    if options.data is None:
+      steps = 3 if options.quick else 20
+      argv += [*without_data, f'--steps={steps}']
+    else:
+      path = os.path.relpath(_CONFIGS / config)
+      argv += [f'--config={path}', *_data(options), *extra]
+    if options.quick:
+      argv += ['--set=data.length=256', '--set=evaluation.every=3']
+    return [*argv, '--write=none', f'--out={out}'], None
+
+  return made
+
+
+def _evaluate(options: options_lib.Options, out: pathlib.Path) -> _Made:
+  other = relaxed(options) or 'wemask'
+  argv = [
+    'me_jax', 'evaluate', f'--model={options.model}',
+    f'--mitigation={other}', *_data(options),
+  ]  # fmt: skip
+  if options.quick:
+    argv += ['--tasks=loss,gsm8k', '--limit=2', '--max_new_tokens=16']
+  else:
+    argv += ['--tasks=loss,ifeval,gsm8k', '--limit=48', '--max_new_tokens=256']
+  return [*argv, f'--out={out}'], 'mitigate'
+
+
+def _data(options: options_lib.Options) -> list[str]:
+  return [f'--data={options.data}'] if options.data else []
+
+
+_MAKERS = {
+  'explain': _explain,
+  'mitigate': _mitigate,
+  'quantise': _quantise,
+  'train-gates': _train('smollm2_sft_gates.py', '--steps=30'),
+  'train-token5': _train(
+    'smollm2_sft_gates_token5.py',
+    '--steps=30',
+    without_data=('--set=train.gates.tokens=5',),
+  ),
+  'train-lora': _train(
+    'smollm2_sft_lora.py',
+    '--steps=20',
+    without_data=('--set=train.parts=lora',),
+  ),
+  'train-lora-mask': _train(
+    'smollm2_sft_lora.py',
+    '--steps=20',
+    '--set=mask.rate=0.5',
+    without_data=('--set=train.parts=lora', '--set=mask.rate=0.5'),
+  ),
+  'evaluate': _evaluate,
+}
+NAMES = tuple(_MAKERS)
