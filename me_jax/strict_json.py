@@ -6,6 +6,7 @@ twice, a list where an object belongs, broken UTF-8, numbers without end.
 
 from __future__ import annotations
 
+import collections
 import json
 import os
 from typing import Any
@@ -35,7 +36,7 @@ def parse(data: bytes, what: str) -> dict[str, Any]:
   # Deep nesting ends in RecursionError.
   except (ValueError, RecursionError) as error:
     raise errors.MeJaxError(
-      f'{what} is not valid JSON ({error}): download it again'
+      f'{what} is not valid JSON ({error}): mend it, or download it again'
     ) from error
   if not isinstance(value, dict):
     raise errors.MeJaxError(f'{what} does not hold a JSON object')
@@ -67,7 +68,7 @@ def _integer(digits: str) -> int:
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
   result = dict(pairs)
   if len(result) != len(pairs):
-    seen = set()
-    twice = next(k for k, _ in pairs if k in seen or seen.add(k))
+    count = collections.Counter(k for k, _ in pairs)
+    twice = next(k for k in count if count[k] > 1)
     raise ValueError(f'key {twice[:80]!r} appears twice')
   return result

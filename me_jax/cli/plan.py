@@ -18,7 +18,8 @@ Compiles what a run would run for a TPU pod that is not here, from shapes alone 
 weights, no data, no device), and says whether it fits, what it moves and how fast it
 can be at the chip's published figures. Needs the TPU compiler: pip install
 'me-jax[tpu]', best in an environment of its own. GPU clusters are estimated with
-XLA's compiler for CPUs, which needs nothing more."""
+XLA's compiler for CPUs, which needs nothing more. The exit status is 1 where a
+program does not fit, or a search finds none that does."""
 
 _WHAT = ('step', 'train', 'analysis', 'generate')
 _CACHE = 'plans'
@@ -92,6 +93,10 @@ def run(flags: absl_flags.FlagValues) -> int:
   from me_jax.planning import topology as topology_lib
 
   what = _what(flags)
+  if flags.search and not {'step', 'train'} & {*what}:
+    raise errors.MeJaxError(
+      '--search is for the step of training: leave --what out, or name step.'
+    )
   topology = topology_lib.find(flags.topology)
   out = pathlib.Path(flags.out) / _FILE if flags.out else None
   files.check_writable(out)
@@ -114,7 +119,7 @@ def run(flags: absl_flags.FlagValues) -> int:
   if out is not None:
     files.write_json(out, found)
     print(f'wrote {out}')
-  return 0
+  return 0 if found['front' if flags.search else 'fits'] else 1
 
 
 def _config(flags: Any, model: str) -> Any:

@@ -41,6 +41,8 @@ def show(plan: plan_lib.Plan) -> None:
   for note in plan.notes:
     console.print(f'- {note}', soft_wrap=True)
   console.print(headline(plan), style='bold', soft_wrap=True)
+  if not plan.fits:
+    console.print(advice(plan), soft_wrap=True)
 
 
 def show_search(
@@ -122,6 +124,29 @@ def headline(plan: plan_lib.Plan) -> str:
   if found:
     text += f' {found} findings above are not sound.'
   return text
+
+
+def advice(plan: plan_lib.Plan) -> str:
+  """Returns what to change in a run that does not fit."""
+  large = {one.name for one in plan.programs if not one.fits}
+  found = []
+  if 'step' in large:
+    found.append(
+      'of the step, --set compute.parts=N (a batch in N parts), --set'
+      ' compute.remat=full, a smaller data.batch or data.length; --search tries'
+      ' the first two and other meshes'
+    )
+  if large & {'prefill', 'decode'}:
+    found.append(
+      'of prefill and decode, fewer rows at a time or shorter ones (--rows and'
+      ' --length, or the settings of method.sampling), or heads cut along tensor'
+    )
+  if large - {'step', 'prefill', 'decode'}:
+    found.append(
+      f'of {", ".join(sorted(large - {"step", "prefill", "decode"}))}, fewer or'
+      ' shorter rows'
+    )
+  return f'What needs less: {"; ".join(found)}; for all, more chips.'
 
 
 def seconds(value: float) -> str:

@@ -62,7 +62,7 @@ def config_of(name: str | os.PathLike[str]) -> config_lib.ModelConfig:
   if path.is_dir() and (path / 'config.json').is_file():
     path = path / 'config.json'
   if path.suffix == '.json' and path.is_file():
-    return config_lib.ModelConfig.from_hf(strict_json.read(path))
+    return config_lib.ModelConfig.from_hf(strict_json.read(str(path)))
   # Before the hub is asked: a plan works offline.
   if str(name) in _KNOWN:
     return config_lib.ModelConfig.from_hf(_KNOWN[str(name)])

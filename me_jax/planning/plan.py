@@ -85,8 +85,8 @@ def notes(
   lines = []
   if topology.exact:
     lines.append(
-      "memory: a bound, as XLA's own compiler for this chip lays it out; the"
-      ' runtime keeps a little besides.'
+      "memory: a bound, as XLA's own compiler for this chip lays it out. It keeps"
+      ' a little for itself (of 16 GiB a quarter): plan with some left.'
     )
   else:
     lines.append(
@@ -100,6 +100,11 @@ def notes(
     f' {chip.bandwidth / chip.cores / 1e9:,.0f} GB/s, as published. The first'
     ' is a bound: no run is faster. The second is an estimate: as if nothing'
     ' overlapped, but without latencies and waiting for data.'
+  )
+  lines.append(
+    f'links: {chip.link_bandwidth / 1e9:,.0f} GB/s each way on each of a'
+    f" chip's {chip.links}, as published, of which an exchange has those that"
+    ' lie along its axes.'
   )
   lines.append('MFU and the higher tokens/s: bounds, from the first time.')
   if chip.cores > 1:

@@ -160,7 +160,7 @@ def read(
   program, topology = target.program, target.topology
   own, taken = compiled.memory, workload.parameters(program)
   optimizer = workload.optimizer(program)
-  common = {
+  common: dict[str, Any] = {
     'name': program.name,
     'topology': topology.name,
     'devices': topology.devices,

@@ -236,7 +236,7 @@ def split(
   if gated:
     shape = len(gated), config.hidden_size
     tree['gates'] = jax.ShapeDtypeStruct(shape, jnp.float32)
-  return tree, frozen.replace(gate_layers=gated)
+  return tree, dataclasses.replace(frozen, gate_layers=gated)
 
 
 def packed(rows: int, length: int) -> packing.Packed:

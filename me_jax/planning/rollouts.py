@@ -5,7 +5,7 @@ Letters: B rows, N prompts, T their padded length, E stop tokens.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +34,7 @@ def of_run(
     mesh: `feed.own_mesh` of one process's devices where there are several
       processes: each draws its own answers. The run's own where there is one.
   """
-  sampling = run.method.sampling
+  sampling = cast(settings_lib.Grpo, run.method).sampling
   tree, frozen = programs.split(run, config)
   params = jax.eval_shape(
     lambda tree, frozen: prepare.computed(run, tree, frozen), tree, frozen

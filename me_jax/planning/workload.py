@@ -89,9 +89,15 @@ def targets(
       of it is prompt.
 
   Raises:
-    MeJaxError: the model or the batch does not fit the mesh.
+    MeJaxError: the model or the batch does not fit the mesh, or a row is longer
+      than the context.
   """
   found: list[Target] = []
+  if length and length > config.context_length:
+    raise errors.MeJaxError(
+      f'length is {length}, more than the context of the model,'
+      f' {config.context_length} tokens.'
+    )
   length = length or min(_LENGTH, config.context_length)
   at = functools.partial(Target, topology=topology)
   if 'train' in what:

@@ -16,7 +16,7 @@ Letters: L layers, D model width, N heads, K key-value heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 import contextlib
 import dataclasses
 import math
@@ -35,6 +35,12 @@ from me_jax.training import grids
 
 # The innermost axes exchange most and get the nearest devices.
 MESH_AXES = ('data', 'fsdp', 'sequence', 'tensor')
+
+# What a run has instead of another mesh, where that is a setting.
+_OTHER = {
+  'batch': 'another number of rows (data.batch)',
+  'time': 'another length (data.length)',
+}
 
 # Logical axes of all arrays that modules lay out, but for those that are a part
 # of another's. No two axes of an array may be cut along one axis of a mesh.
@@ -257,8 +263,8 @@ def fit(
     if size is not None and size % parts:
       names = ' × '.join(f'{n} {mesh.shape[n]}' for n in getattr(rules, axis))
       raise errors.MeJaxError(
-        f'{names} does not divide {size} {what}: choose another mesh, or leave'
-        f' that axis whole with Rules({axis}=(), ...).'
+        f'{names} does not divide {size} {what}: choose another mesh, or'
+        f' {_OTHER.get(axis, f"leave that axis whole: Rules({axis}=(), ...)")}.'
       )
   return rules
 
@@ -377,7 +383,7 @@ def _axes(
 
 
 @contextlib.contextmanager
-def use(mesh: jax.sharding.Mesh, rules: Rules = DEFAULT) -> Iterator[None]:
+def use(mesh: jax.sharding.Mesh, rules: Rules = DEFAULT) -> Generator[None]:
   """Makes a mesh and rules those that modules and `logical_axes` see.
 
   What is traced inside is laid out so. A jitted function that was traced under

@@ -109,8 +109,10 @@ def test_a_small_run_fits_a_slice(model, capsys):
 def test_too_many_rows_do_not_fit_a_chip(model, tmp_path, capsys):
   out = tmp_path / 'out'
   flags = ['--topology=v5e-1', '--set=data.batch=4000000', f'--out={out}']
-  assert planned(model, *flags) == 0
-  assert 'It does NOT fit: step needs at least' in capsys.readouterr().out
+  assert planned(model, *flags) == 1
+  said = capsys.readouterr().out
+  assert 'It does NOT fit: step needs at least' in said
+  assert 'compute.parts' in said.splitlines()[-2]
   content = json.loads((out / 'plan.json').read_text())
   assert content['fits'] is False
   assert content['programs'][0]['room'] < 0
@@ -131,6 +133,11 @@ def test_too_many_rows_do_not_fit_a_chip(model, tmp_path, capsys):
     (['--topology=h100x1', '--set=compute.parts=3'], 'cannot be divided'),
     (['--topology=h100x512'], 'before JAX is imported'),
     (['--topology=h100x1', '--most=0'], '--most'),
+    (['--topology=h100x1', '--search', '--what=generate'], '--search is for'),
+    (
+      ['--topology=h100x1', '--what=analysis', '--length=100000'],
+      'more than the context',
+    ),
   ],
 )
 def test_bad_input_is_one_line(model, flags, named, capsys, monkeypatch):
