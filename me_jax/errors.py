@@ -19,6 +19,14 @@ class MeJaxError(Exception):
 
   Messages quote what was read: what cannot be printed is escaped, and a name
   of a megabyte is cut.
+
+  Example:
+    >>> import me_jax
+    >>> try:
+    ...   me_jax.load('model.gguf')
+    ... except me_jax.MeJaxError as error:
+    ...   print(error)
+    model.gguf: no such file or folder
   """
 
   def __init__(self, message: str):

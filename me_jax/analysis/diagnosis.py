@@ -167,6 +167,16 @@ class Diagnosis:
     rigidity: of the own token's state.
     sinks: attention to it.
     diversity: of what attention receives.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])
+    >>> found = me_jax.diagnose(lm.model, lm.params, batch)
+    >>> found.stream.norm.shape  # [Z]: the embedding, and each layer's output
+    (31,)
+    >>> found.stream.jump.argmax().item()
+    11
   """
 
   texts: int
@@ -225,6 +235,17 @@ def diagnose(
 
   Raises:
     MeJaxError: the batch is not sound, or the model's states are not finite.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])
+    >>> found = me_jax.diagnose(lm.model, lm.params, batch)
+    >>> round(found.rigidity.state.mean_L[11].item(), 3)  # across inputs
+    1.0
+    >>> sinks = found.sinks.attention.mean(axis=1)  # [L]
+    >>> bool(sinks[12:].mean() > sinks[:12].mean())
+    True
   """
   if not isinstance(model, decoder.Decoder) or not isinstance(
     batch, batch_lib.Batch

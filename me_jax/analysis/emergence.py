@@ -92,6 +92,16 @@ def find_me_layer(
 
   Raises:
     MeJaxError: the batch is not sound.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])
+    >>> report = me_jax.find_me_layer(lm.model, lm.params, batch)
+    >>> report.layer, report.verdict
+    (11, 'single')
+    >>> report.shares.ffn[report.layer].item() > 0.99
+    True
   """
   if not isinstance(model, decoder.Decoder) or not isinstance(
     batch, batch_lib.Batch

@@ -154,6 +154,20 @@ class MEReport:
       over the texts that the numbers are about.
     profile: `[Z, D]`, mean |x| of the massive token.
     provenance: how the numbers were made.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])
+    >>> report = me_jax.find_me_layer(lm.model, lm.params, batch)
+    >>> report.verdict, report.layer, report.span, report.plateau
+    ('single', 11, (11,), (11, 27))
+    >>> [channel.index for channel in report.channels]
+    [507]
+    >>> [(neuron.layer, neuron.index) for neuron in report.neurons]
+    [(11, 1229), (11, 1487)]
+    >>> report.to_json()['layer_from_one']
+    12
   """
 
   verdict: str

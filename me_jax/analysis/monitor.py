@@ -67,6 +67,12 @@ def probes(
 
   Raises:
     MeJaxError: no tokenizer, or impossible sizes.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> me_jax.probes(lm, texts=4, length=16).tokens_BT.shape
+    (4, 16)
   """
   known = prompts.builtin()
   if not 1 <= texts <= len(known) or length < 2:
@@ -109,6 +115,14 @@ def monitor(
 
   Raises:
     MeJaxError: the batch is not sound, or the model's states are not finite.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.probes(lm, texts=4, length=16)  # once, before training
+    >>> seen = me_jax.monitor(lm.model, lm.params, batch)  # now and then
+    >>> seen.me_layer, seen.spike_layer, seen.rigidity > 0.99
+    (11, 11, True)
   """
   if not isinstance(model, decoder.Decoder) or not isinstance(
     batch, batch_lib.Batch

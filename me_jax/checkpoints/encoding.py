@@ -42,6 +42,18 @@ def encode(
   Raises:
     MeJaxError: no tokenizer, an empty text, one longer than the context, a
       token outside the vocabulary, or no such token as BOS.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])
+    >>> batch.segments_BT  # 0 is padding
+    array([[1, 1, 1, 1, 0],
+           [1, 1, 1, 1, 1]], dtype=int32)
+    >>> me_jax.encode(
+    ...   lm, ['Hello', 'def f(x):'], pack=True, length=8
+    ... ).segments_BT
+    array([[1, 2, 2, 2, 2, 2, 0, 0]], dtype=int32)
   """
   ids = token_ids(lm.tokenizer, lm.config, texts, bos)
   batch = batch_lib.make_batch(ids, pack=pack, length=length, pad_side=pad_side)

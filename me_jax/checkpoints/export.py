@@ -88,6 +88,13 @@ def export(
     MeJaxError: the folder exists or cannot be written, or the model cannot be
       loaded from such a folder: its parameters do not fit its configuration,
       are not finite or mean nothing. Nothing is left behind.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> me_jax.export(lm, 'exported', dtype='bfloat16', overwrite=True)
+    >>> me_jax.load('exported', dtype='bfloat16')
+    LoadedModel(llama, 30 layers of width 576, parameters in bfloat16)
   """
   if dtype is not None:
     param_tree.check_dtype(dtype)

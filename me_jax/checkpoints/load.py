@@ -51,6 +51,14 @@ class LoadedModel(NamedTuple):
     params: its parameters, plain nested dicts of `jax.Array`.
     tokenizer: a `transformers` tokenizer; None when the checkpoint has none.
     config: what the model is.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> model, params, tokenizer, config = lm
+    >>> params['layers']['mlp']['down_proj']['kernel'].shape  # [L, F, D]
+    (30, 1536, 576)
+    >>> stock = lm._replace(tokenizer=None)  # a copy with another field
   """
 
   model: decoder.Decoder
@@ -181,6 +189,11 @@ def load(
   Raises:
     MeJaxError: no such checkpoint, or one that is broken, incomplete, not
       supported or not finite; one line says what and what to do.
+
+  Example:
+    >>> import me_jax
+    >>> me_jax.load('smollm2')
+    LoadedModel(llama, 30 layers of width 576, parameters in float32)
   """
   param_tree.check_dtype(dtype)
   return load_opened(

@@ -33,6 +33,13 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
   Raises:
     MeJaxError: the folder is no checkpoint, or broken.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> _ = me_jax.save(lm, 'kept', metadata={'from': 'PyPI'}, overwrite=True)
+    >>> me_jax.read_metadata('kept')
+    {'from': 'PyPI'}
   """
   folder = os.path.expanduser(os.fspath(folder))
   if not os.path.isdir(folder):

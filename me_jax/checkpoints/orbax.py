@@ -115,6 +115,14 @@ def save(
     MeJaxError: the folder exists or cannot be written, or the model cannot be
       loaded again: its parameters do not fit its configuration, are not
       finite or mean nothing. Nothing is left behind.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2', dtype='bfloat16')
+    >>> running = me_jax.save(lm, 'saved', overwrite=True, asynchronous=True)
+    >>> running.wait()  # or go on; the process does not end before it stands
+    >>> me_jax.load('saved', dtype='bfloat16')
+    LoadedModel(llama, 30 layers of width 576, parameters in bfloat16)
   """
   target, files = processes.together(
     functools.partial(_prepare, lm, folder, metadata, overwrite)

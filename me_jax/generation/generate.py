@@ -29,6 +29,12 @@ class Generated(NamedTuple):
     length_X: int32, how many there are.
     stopped_X: bool, whether the text ended by itself: at a stop token, or where
       `stop_strings` said so.
+
+  Example:
+    >>> import me_jax
+    >>> out = me_jax.Generated([[7042, 30, -1]], [2], [True])
+    >>> len(out.tokens_XM[0]), out.length_X  # -1 is no token
+    (3, [2])
   """
 
   tokens_XM: np.ndarray
@@ -100,6 +106,14 @@ def generate(
   Raises:
     MeJaxError: the batch or a setting is not sound, or a prompt and its new
       tokens exceed the context.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The capital of France is'])
+    >>> out = me_jax.generate(lm.model, lm.params, batch, max_new_tokens=2)
+    >>> lm.tokenizer.batch_decode(out.ids())
+    [' Paris.']
   """
   sampling = sampler.Sampling(
     temperature=temperature,

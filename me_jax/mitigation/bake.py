@@ -130,6 +130,18 @@ def bake(
     MeJaxError: the tree has no scale, or all ones, or layers that are not
       stacked; the batch is not sound; no token is marked, or none is not; a
       layer is not rigid enough.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])
+    >>> report = me_jax.find_me_layer(lm.model, lm.params, batch)
+    >>> masked = me_jax.wemask(lm.model, lm.params, report, layers='next')
+    >>> baked = me_jax.bake(lm.model, masked, batch)
+    >>> [layer.layer for layer in baked.layers], 'sink_scale' in baked.params
+    ([12], False)
+    >>> baked.layers[0].missing['v_proj'] < 0.1  # of what the mask changes
+    True
   """
   layers = _scaled_layers(params)
   batch = batch_lib.check_batch(model.config, batch)

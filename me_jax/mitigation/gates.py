@@ -127,6 +127,14 @@ def start(
   Raises:
     MeJaxError: settings are impossible or need a report, the parameters mask
       other tokens, or their mask is outside of the interval.
+
+  Example:
+    >>> import me_jax
+    >>> from me_jax.mitigation import gates
+    >>> lm = me_jax.load('smollm2')
+    >>> begin = gates.start(lm.model, lm.params, gates.Gates(layers=(12, 13)))
+    >>> begin.raw_GD.shape, begin.raw_GD.min().item()  # ones: the stock model
+    ((2, 576), 1.0)
   """
   check(settings)
   layers = chosen_layers(model, settings.layers, report)

@@ -86,9 +86,8 @@ def wemask(
 
   Nothing is trained and no weight of the model is changed: the mask is a small
   leaf of its own, `layers/sink_scale`, which generation, saving and training
-  treat like any parameter. Parameters that are masked already are masked
-  further; `remove` undoes everything. `rate=0` gives the same numbers as the
-  stock model to the last bit.
+  treat like any parameter. What is masked is masked further; `remove` undoes
+  everything. `rate=0` gives the stock model's numbers to the last bit.
 
   Args:
     model: the decoder.
@@ -96,9 +95,8 @@ def wemask(
     report: of `find_me_layer`.
     rate: the share of channels that is masked; int(rate · D) of them.
     k: the number of channels instead.
-    strength: how much of a masked channel is taken away, in all layers or in
-      each (in the order of `layers`, ascending for its names): 1 sets it to
-      zero.
+    strength: how much of a masked channel is taken away, 1 is all: a number, or
+      one a layer, in the order of `layers` (ascending for its names).
     select: `weight` (largest |γ| of the layer's norm before attention),
       `me_weight` (of the norm before the ME Layer's FFN), `activation` (largest
       |h| at the token, averaged over `batch`: the published code), or the
@@ -117,6 +115,14 @@ def wemask(
   Raises:
     MeJaxError: an argument is out of range, the report has no ME Layer and
       `layers` does not list any, or the parameters mask other tokens.
+
+  Example:
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox'])
+    >>> report = me_jax.find_me_layer(lm.model, lm.params, batch)
+    >>> params = me_jax.wemask(lm.model, lm.params, report, rate=0.5)
+    >>> params['layers']['sink_scale'].sum(axis=1)[11:13].tolist()
+    [576.0, 288.0]
   """
   recipe = resolve(
     model, report, rate=rate, k=k, strength=strength, select=select,

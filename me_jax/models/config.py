@@ -106,6 +106,14 @@ class ModelConfig:
     bos_token_id: None when the model has none.
     eos_token_ids: tokens that end a text.
     pad_token_id: None when the model has none.
+
+  Example:
+    >>> import me_jax
+    >>> config = me_jax.load('smollm2').config
+    >>> config.model_type, config.num_hidden_layers, config.hidden_size
+    ('llama', 30, 576)
+    >>> me_jax.ModelConfig.from_hf(config.to_hf()) == config
+    True
   """
 
   model_type: str

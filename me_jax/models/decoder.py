@@ -80,6 +80,16 @@ class Decoder(nn.Module):
     frozen_layers: how many layers, from the first, have nothing that is
       trained: their derivative is nothing, and is not computed. Only if
       scanned.
+
+  Example:
+    >>> import me_jax
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The capital of France is'])
+    >>> logits = lm.model.apply({'params': lm.params}, *batch).logits
+    >>> logits.shape  # [B, T, V]
+    (1, 5, 49152)
+    >>> lm.tokenizer.decode([int(logits[0, -1].argmax())])
+    ' Paris'
   """
 
   config: config_lib.ModelConfig

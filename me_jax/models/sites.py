@@ -258,6 +258,27 @@ def read(state: Mapping[str, Any]) -> dict[str, jax.Array]:
   Returns:
     `[L, ...]` arrays by observer name; `[C, ...]` for a `Capture`. The same
     for the scanned and the unrolled decoder.
+
+  Example:
+    >>> import dataclasses
+    >>> import jax.numpy as jnp
+    >>> import me_jax
+    >>> from me_jax.models import sites
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Largest:
+    ...   site: str = 'resid_post'
+    ...   name: str = 'largest'
+    ...
+    ...   def __call__(self, value, context):
+    ...     return jnp.max(jnp.abs(value))
+    >>> lm = me_jax.load('smollm2')
+    >>> batch = me_jax.encode(lm, ['The quick brown fox'])
+    >>> model = lm.model.clone(sites=sites.Sites(observers=(Largest(),)))
+    >>> _, state = model.apply(
+    ...   {'params': lm.params}, *batch, mutable='intermediates'
+    ... )
+    >>> sites.read(state)['largest'].shape  # a number a layer
+    (30,)
   """
   found: dict[str, Any] = {}
 
