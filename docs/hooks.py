@@ -1,0 +1,29 @@
+"""Puts what `me-jax VERB --help` prints into pages, when the site is built.
+
+A line `<!-- help: find -->` becomes the flags of `find`, so that a page cannot
+say something else than the program does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import re
+from typing import Any
+
+from me_jax import cli
+from me_jax.cli import flags
+
+_HERE = re.compile(r'^<!-- help: (\w+) -->$', re.M)
+
+
+def on_page_markdown(markdown: str, **kwargs: Any) -> str:
+  """Is called by mkdocs for every page."""
+  del kwargs
+  return _HERE.sub(lambda match: _help(match[1]), markdown)
+
+
+def _help(verb: str) -> str:
+  if verb not in cli.VERBS:
+    raise KeyError(f'there is no verb {verb!r}')
+  module = importlib.import_module(f'me_jax.cli.{verb}')
+  return f'```text\n{flags.help_text(verb, module)}\n```'
