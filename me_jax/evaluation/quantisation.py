@@ -3,7 +3,9 @@
 A model is run with activations, the residual stream or weights rounded
 (`rounding.py`), beside itself without, text by text. Where massive tokens are
 *exempt* they stay exact and do not count for a scale: what is then saved is their
-part of the cost. The control exempts as many ordinary tokens of the same texts.
+part of the cost. The control exempts as many ordinary tokens of the same texts,
+a few times others, because the least change flips roundings everywhere after it
+and so moves the loss by itself; intervals over texts do not hold that.
 The same is done to variants of the model, such as masked ones; a variant's
 *relief* is what rounding costs it less what it costs the stock model, paired by
 text. A per-tensor scale is that of a whole pass, some texts that run together.
@@ -36,6 +38,8 @@ from me_jax.models import decoder
 from me_jax.models import sink
 
 STOCK, EXACT = 'stock', conditions.EXACT
+
+_DRAWS = 3  # of ordinary tokens that are exempt
 
 Progress = Callable[[int, int], Any]
 
@@ -138,7 +142,7 @@ def measure(
     name: _pieces(model, params, laid, seed) for name, laid in texts.items()
   }
   used = rounding.observed(model)
-  total = len(trees) * len(plan) * sum(map(len, pieces.values()))
+  total = len(trees) * sum(map(_draws, plan)) * sum(map(len, pieces.values()))
   done = 0
   sums: dict[tuple[str, str, str], np.ndarray] = {}
   seen: dict[tuple[str, str], dict[str, np.ndarray]] = {}
@@ -155,27 +159,31 @@ def measure(
         errors_of = _kernel_errors(tree, kernels[how])
         weight_error.setdefault(name, {})[condition.name] = errors_of
       parts = []
+      draws = _draws(condition)
       for corpus, laid in texts.items():
-        losses = []
-        for piece in pieces[corpus]:
-          operands = conditions.operands(
-            condition,
-            depth=depth,
-            levels=levels,
-            real_BT=piece.batch.segments_BT > 0,
-            massive_BT=piece.massive_BT,
-            ordinary_BT=piece.ordinary_BT,
-          )
-          scores, observed = jax.device_get(
-            next_token.score(used, kernels[how], *piece.batch, operands)
-          )
-          losses.append(scores['loss'])
-          parts.append(observed)
-          done += 1
-          if progress is not None:
-            progress(done, total)
-        loss_BT = np.concatenate(losses)[: len(laid.counted_BT)]
-        sums[corpus, name, condition.name] = laid.sums(loss_BT)
+        found = []
+        for draw in range(draws):
+          losses = []
+          for piece in pieces[corpus]:
+            operands = conditions.operands(
+              condition,
+              depth=depth,
+              levels=float(levels),
+              real_BT=piece.batch.segments_BT > 0,
+              massive_BT=piece.massive_BT,
+              ordinary_BT=piece.ordinary[draw],
+            )
+            scores, observed = jax.device_get(
+              next_token.score(used, kernels[how], *piece.batch, operands)
+            )
+            losses.append(scores['loss'])
+            parts.append(observed)
+            done += 1
+            if progress is not None:
+              progress(done, total)
+          loss_BT = np.concatenate(losses)[: len(laid.counted_BT)]
+          found.append(laid.sums(loss_BT))
+        sums[corpus, name, condition.name] = np.mean(found, axis=0)
       seen[name, condition.name] = _joined(parts)
   return Quantisation(
     bits=bits,
@@ -206,11 +214,15 @@ def measure(
 
 
 class _Piece(NamedTuple):
-  """The rows of a pass, and which of their tokens are exempt, by kind."""
+  """The rows of a pass, and its massive and some ordinary tokens, as masks."""
 
   batch: batch_lib.Batch
   massive_BT: np.ndarray
-  ordinary_BT: np.ndarray
+  ordinary: tuple[np.ndarray, ...]
+
+
+def _draws(condition: conditions.Condition) -> int:
+  return _DRAWS if condition.exempt == 'ordinary' else 1
 
 
 def _check(
@@ -245,15 +257,16 @@ def _pieces(
     batch = passes.take_rows(laid.batch, start, laid.rows)
     look = massive_tokens.look(residual.measure, model, params, batch, slots)
     massive_BT = (batch.segments_BT > 0) & ~look.ordinary_BT
-    ordinary_BT = np.zeros_like(massive_BT)
+    ordinary = tuple(np.zeros_like(massive_BT) for _ in range(_DRAWS))
     for row, first, length, _ in zip(*look.spans):
       here = slice(first, first + length)
       others = np.flatnonzero(look.ordinary_BT[row, here])
       others = others[others > 0]
       count = min(int(massive_BT[row, here].sum()), len(others))
-      picked = random.choice(others, count, replace=False)
-      ordinary_BT[row, first + picked.astype(int)] = True
-    pieces.append(_Piece(batch, massive_BT, ordinary_BT))
+      for drawn_BT in ordinary:
+        picked = random.choice(others, count, replace=False)
+        drawn_BT[row, first + picked.astype(int)] = True
+    pieces.append(_Piece(batch, massive_BT, ordinary))
   return pieces
 
 
