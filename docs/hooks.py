@@ -2,6 +2,10 @@
 
 A line `<!-- help: find -->` becomes the flags of `find`, so that a page cannot
 say something else than the program does.
+
+A link that leaves this folder, such as `[the notebooks](../colab/README.md)`,
+leads somewhere in a checkout and nowhere on the site: there it becomes text,
+with the file's path.
 """
 
 from __future__ import annotations
@@ -14,12 +18,19 @@ from me_jax import cli
 from me_jax.cli import flags
 
 _HERE = re.compile(r'^<!-- help: (\w+) -->$', re.M)
+_LEAVING = re.compile(r'\[([^\]\n]+)\]\(\.\./([^)\n]+)\)')
 
 
 def on_page_markdown(markdown: str, **kwargs: Any) -> str:
   """Is called by mkdocs for every page."""
   del kwargs
+  markdown = _LEAVING.sub(lambda match: _named(*match.groups()), markdown)
   return _HERE.sub(lambda match: _help(match[1]), markdown)
+
+
+def _named(text: str, path: str) -> str:
+  name = f'`{path}`'
+  return name if text.strip('`') == path else f'{text} ({name})'
 
 
 def _help(verb: str) -> str:
