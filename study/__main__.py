@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import pathlib
 import sys
 from typing import NoReturn
 
 from me_jax import errors
+from me_jax import files
+from study import collect
 from study import options as options_lib
+from study import page as page_lib
 from study import runner
 from study import steps as steps_lib
-
-_PAGE = 'docs/study.md'
 
 
 class _Parser(argparse.ArgumentParser):
@@ -49,12 +51,24 @@ def _parser() -> argparse.ArgumentParser:
     ' and --page.',
   )
   add('--out', default=options_lib.OUT, help='the folder of the steps.')
-  add('--page', default=_PAGE, help='the page; its figures lie beside it.')
+  add(
+    '--page', default=page_lib.PAGE, help='the page; its figures lie beside it.'
+  )
   return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-  """Runs the study; returns the exit status."""
+def main(
+  argv: list[str] | None = None, *, launch: runner.Launch | None = None
+) -> int:
+  """Runs the study; returns the exit status.
+
+  Args:
+    argv: flags; None takes those of the process.
+    launch: see `runner.run`.
+
+  Raises:
+    MeJaxError: a flag is not sound.
+  """
   flags = _parser().parse_args(argv)
   models = flags.model or [options_lib.DEFAULT_MODEL]
   options_lib.check(models, flags.data)
@@ -64,11 +78,12 @@ def main(argv: list[str] | None = None) -> int:
         f'there is no step {name!r}{errors.nearest(name, steps_lib.NAMES)};'
         f' steps: {", ".join(steps_lib.NAMES)}.'
       )
-  if flags.quick and flags.page == _PAGE:
+  if flags.quick and flags.page == page_lib.PAGE:
     raise errors.MeJaxError(
-      f'--quick makes no results for {_PAGE}: give another --page.'
+      f'--quick makes no results for {page_lib.PAGE}: give another --page.'
     )
   data_sha256 = options_lib.digest(flags.data)
+  page = pathlib.Path(flags.page)
   failed = False
   for model in models:
     options = options_lib.Options(
@@ -77,8 +92,16 @@ def main(argv: list[str] | None = None) -> int:
     for name in steps_lib.NAMES:
       if name in flags.steps:
         step = steps_lib.make(name, options)
-        done = runner.run(step, options, data_sha256)
+        done = runner.run(step, options, data_sha256, launch=launch)
         failed |= done['status'] == runner.FAILED
+    extract = collect.collect(options, page_lib.folder_of(page))
+    for path in (
+      options.folder / 'results.json',
+      page_lib.folder_of(page) / f'{options.name}.json',
+    ):
+      files.write_json(path, extract)
+    page_lib.write(page)
+  print(f'study: wrote {page}')
   return int(failed)
 
 

@@ -10,7 +10,9 @@ import pathlib
 from study import options as options_lib
 
 _CONFIGS = pathlib.Path(__file__).parents[1] / 'configs'
-REPORT = 'report/report.json'
+# Of a step's folder, what its command writes into; step.json stands beside it.
+RUN = 'run'
+REPORT = f'{RUN}/report/report.json'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,13 @@ def make(name: str, options: options_lib.Options) -> Step:
     name: one of `NAMES`.
     options: of the study.
   """
-  argv, needs = _MAKERS[name](options, options.folder / name)
+  argv, needs = _MAKERS[name](options, options.folder / name / RUN)
   return Step(name=name, argv=tuple(argv), needs=needs)
 
 
 def relaxed(options: options_lib.Options) -> pathlib.Path | None:
   """Returns the model that `mitigate` has written, None if it wrote none."""
-  folder = options.folder / 'mitigate' / 'orbax'
+  folder = options.folder / 'mitigate' / RUN / 'orbax'
   return folder if folder.is_dir() else None
 
 
@@ -58,7 +60,7 @@ _Made = tuple[list[str], str | None]
 def _explain(options: options_lib.Options, out: pathlib.Path) -> _Made:
   argv = ['me_jax', 'explain', f'--model={options.model}']
   if options.quick:
-    argv += ['--vocabulary=64', '--bos=auto']
+    argv += ['--vocabulary=64']
   return [*argv, f'--out={out / "report"}'], None
 
 
@@ -77,7 +79,7 @@ def _mitigate(options: options_lib.Options, out: pathlib.Path) -> _Made:
 def _quantise(options: options_lib.Options, out: pathlib.Path) -> _Made:
   argv = ['study.quantise', f'--model={options.model}', *_data(options)]
   if relaxed(options):
-    argv.append(f'--relaxed={options.folder / "mitigate"}')
+    argv.append(f'--relaxed={options.folder / "mitigate" / RUN}')
   if options.quick:
     argv += ['--texts=2', '--length=64']
   return [*argv, f'--out={out / "report"}'], 'mitigate'

@@ -1,0 +1,169 @@
+"""What follows where two runs, or two forms of a model, are compared?
+
+The reports of single runs do not say it. Each answer has the shape of a report's
+section: claim, verdict, finding, control, and a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+
+from me_jax.training import held_out as held_out_lib
+from study import estimates
+
+HELD_OUT = 'held_out.json'
+_WORDS = {
+  'gates': (
+    'Factors on what attention receives of the massive token are a better '
+    'thing to train than the same factors on another constant token.',
+    'gates on the massive token',
+    'gates on the control token',
+  ),
+  'mask-in-training': (
+    'Fine-tuning with the mask fixed in every forward pass ends with a lower '
+    'loss than the same fine-tuning without it.',
+    'the run with the mask',
+    'the run without',
+  ),
+}
+
+
+def runs(
+  name: str, run: pathlib.Path, control: pathlib.Path
+) -> dict[str, Any] | None:
+  """Compares what two runs of training have left, text by text.
+
+  Args:
+    name: of the claim.
+    run: folder of the run that should be better.
+    control: folder of the other one.
+
+  Returns:
+    The section; None where the runs share no texts.
+  """
+  ours, theirs = (_sets(folder) for folder in (run, control))
+  about = {one['name']: one for one in _reported(run)}
+  names = [n for n in ours['after'] if n in theirs['after'] and n in about]
+  # What has chosen the step flatters the run.
+  final = [n for n in names if 'choosing' not in n] or names
+  rows, better, worse, sure = [], [], [], []
+  for of in final:
+    mine, other = ours['after'][of], theirs['after'][of]
+    if not np.array_equal(mine.tokens_N, other.tokens_N):
+      continue
+    change = estimates.Estimate(*held_out_lib.change(other, mine))
+    rows.append(
+      {
+        'set': of,
+        'texts': len(mine.tokens_N),
+        'before': held_out_lib.loss(ours['before'][of]),
+        'run': held_out_lib.loss(mine),
+        'control': held_out_lib.loss(other),
+        'difference': change,
+        'on_task': about[of]['on_task'],
+      }
+    )
+    if about[of]['on_task']:
+      sure.append(of)
+      better += [of] * (change.high < 0)
+      worse += [of] * (change.low > 0)
+  if not rows:
+    return None
+  claim, mine_said, other_said = _WORDS[name]
+  said = estimates.listed(
+    [f'{estimates.interval(r["difference"])} on {r["set"]}' for r in rows]
+  )
+  return {
+    'claim': claim,
+    'verdict': _verdict(better, worse, sure),
+    'finding': (
+      f'After as many steps on the same rows, {mine_said} and {other_said} '
+      f'differ by {said} nats per token; below zero is better for the claim.'
+    ),
+    'control': (
+      f'The control is {other_said}: all else is the same, and the '
+      'differences are paired by held-out text. One seed each.'
+    ),
+    'runs': rows,
+  }
+
+
+def baked(numbers: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Compares a mask baked into weights with the mask itself.
+
+  Args:
+    numbers: of the section on mitigation.
+
+  Returns:
+    The section; None where nothing was baked.
+  """
+  exact = numbers['changes'].get('chosen')
+  if not (numbers.get('baked') and exact):
+    return None
+  rows, inside = [], []
+  for corpus, found in numbers['baked'].items():
+    mask = estimates.read(exact[corpus]['loss'])
+    plain = estimates.read(found['loss'])
+    rows.append(
+      {
+        'corpus': corpus,
+        'mask': mask,
+        'baked': plain,
+        'kl': numbers['baked_kl'][corpus],
+        'mask_kl': estimates.read(exact[corpus]['kl']).value,
+      }
+    )
+    inside += [corpus] * (mask.low <= plain.value <= mask.high)
+  verdict = 'holds' if len(inside) == len(rows) else 'in part'
+  apart = max(abs(r['mask'].value - r['baked'].value) for r in rows)
+  kls = estimates.listed(
+    [f'{r["kl"]:.4f} against {r["mask_kl"]:.4f} on {r["corpus"]}' for r in rows]
+  )
+  return {
+    'claim': (
+      'Because the massive token is rigid, a change of rank one to the weights '
+      'that read it does what the mask does, in any runtime.'
+    ),
+    'verdict': verdict if inside else 'does not hold',
+    'finding': (
+      f'Baked and exact mask change the loss alike to within {apart:.4f} nats '
+      f'per token; the baked change lies in the interval of the mask on '
+      f'{len(inside)} of {len(rows)} corpora.'
+    ),
+    'control': (
+      'The divergence of the baked weights from the exact mask, against that '
+      f'of the exact mask from the stock model, in nats per token: {kls}.'
+    ),
+    'baked': rows,
+  }
+
+
+def _verdict(better: list[str], worse: list[str], of: list[str]) -> str:
+  """Holds if all sets of the task are better, by their whole intervals."""
+  if not of:
+    return 'not tested'
+  if len(better) == len(of):
+    return 'holds'
+  return 'in part' if better and not worse else 'does not hold'
+
+
+def _sets(run: pathlib.Path) -> dict[str, dict[str, held_out_lib.Texts]]:
+  content = json.loads((run / HELD_OUT).read_text(encoding='utf-8'))
+  return {
+    when: {
+      name: held_out_lib.from_json(found[when])
+      for name, found in content['sets'].items()
+    }
+    for when in ('before', 'after')
+  }
+
+
+def _reported(run: pathlib.Path) -> list[dict[str, Any]]:
+  path = run / 'report' / 'report.json'
+  report = json.loads(path.read_text(encoding='utf-8'))
+  return report['sections']['training']['numbers']['held_out']

@@ -1,0 +1,107 @@
+"""What does the page say whatever was measured? Sentences without numbers.
+
+Every number on the page comes from the extracts; a test looks for digits here.
+"""
+
+from __future__ import annotations
+
+TITLE = 'A reproduction study'
+GENERATED = (
+  '<!-- Written by `make study` from the extracts in study/; do not edit. -->'
+)
+PAPER = (
+  'Shi, Wang, Yang, Wang and Tang, *A Single Layer to Explain Them All: '
+  'Understanding Massive Activations in Large Language Models* '
+  '(arXiv 2605.08504)'
+)
+ABSTRACT = (
+  'The paper ({paper}) says that one decoder layer, the Massive Emergence (ME) '
+  'Layer, creates the massive activations of a language model, why it does so, '
+  'and that relaxing them helps. We put {paper_claims} claims of it and '
+  '{own_claims} that go beyond it to {models}, each with a control. {outcomes} '
+  'Verdicts are about these models, these texts and these thresholds. They are '
+  'neither a check of the tables in the paper, which we do not have, nor a '
+  'statement about larger models.'
+)
+OUTCOME = (
+  'On {model}, of the claims of the paper, {paper}; of the others, {own}.'
+)
+VERDICTS = {
+  'holds': 'holds',
+  'in part': 'holds in part',
+  'does not hold': 'does not hold here',
+  'not tested': 'not tested',
+}
+SUMMARY = (
+  'A claim *holds* where what it says was seen by its whole interval or range and '
+  'not in its control; it holds *in part* where some of it was. The exact rules '
+  'stand in the code of each section, in `me_jax/plotting/sections` and, where '
+  'runs are compared, in `study/paired.py`.'
+)
+QUICK = (
+  '**This page was made with `--quick`: everything is tiny, to see that the '
+  'commands work. Its numbers are no results.**'
+)
+METHODS = (
+  'Every step is a command that a reader can give by itself; the study only '
+  'keeps its report. Results are those of the commands below, in this order.'
+)
+MACHINE = (
+  '{name}: {cores} cores ({cpu}), {memory} GiB of memory, {system}. Seconds are '
+  'by the clock, and load is the number of running processes of the machine '
+  'when the step began: where it is above zero, other work made the step slower.'
+)
+TEXTS_DATA = (
+  'Prompts of the analyses: {prompts} ({count}, SHA-256 {prompt_hash}…), each '
+  'with and without a BOS token where that makes a difference. Other texts: '
+  'public sets in a folder, here called `{data}` (SHA-256 of its files '
+  '{data_hash}…): GSM8K, MATH-500, C4, WikiText-2, IFEval. A text that a mask '
+  'was chosen on, or that a model was trained on, is never one that it is '
+  'measured on.'
+)
+TEXTS_BUILTIN = (
+  'Prompts of the analyses: {prompts} ({count}, SHA-256 {prompt_hash}…). Other '
+  'texts: the built-in ones, which are few; give `--data` for public sets.'
+)
+NUMERICS = (
+  'Numerics: {dtype}, matrix products in `{precision}` precision, attention by '
+  '{attention}, on {device}. Seed {seed} throughout, and one seed only.'
+)
+INTERVALS = (
+  'Intervals are 95 % bootstrap intervals over texts or items; differences are '
+  'paired by text or item. Where the analyses give a range instead, it is over '
+  'all texts, and the sentence says so. No correction is made for the number '
+  'of intervals: of as many as are on this page, a few exclude zero by chance.'
+)
+VERSIONS = 'Versions: {versions}.'
+NOT_TESTED = 'Not tested: {why}'
+LIMITS = (
+  "**The paper's result tables were not available to us.** Nothing here is "
+  'compared with its numbers, only with its claims, in our words.',
+  '**Small models.** The paper studies models of billions of parameters. What '
+  'a small model does may differ, most of all in ability tasks, where it is '
+  'near the floor.',
+  '**One seed.** Masks are deterministic; training runs, control tokens and '
+  'random channels are drawn once.',
+  '**Short runs.** Fine-tuning takes minutes here, and evaluation takes a few '
+  'items with short answers. A missing difference may be a lack of items: read '
+  'the interval, not the word.',
+  '**Many readings.** Verdicts follow thresholds that were written before this '
+  'run but are ours. Another threshold may turn "in part" into another word; the '
+  'numbers stand beside it.',
+  '**What is chosen on chats may not be about chats.** The first token of a chat '
+  'is always the same, and of plain text it is not: gains on chats can come from '
+  'that constant beginning. Losses of answers alone, and the control token, '
+  'are there to tell.',
+)
+NEVER_TESTED = (
+  'DPO and GRPO with the mask in the loop, which the paper trains with: the '
+  'verb `train` does both, but not in the time of this study.',
+  'Full fine-tuning with the mask, and runs of the length of those in the paper.',
+  'Families other than those of the models above.',
+)
+AGAIN = (
+  '`make study` goes on where it was stopped, and runs again only what was made by '
+  'another command, with other versions or on other data. `python -m study.page` '
+  'writes this page again from the extracts.'
+)

@@ -1,0 +1,85 @@
+"""Which run is better, and does a baked mask do what the mask does?"""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from study import paired
+from tests.support import study_steps
+
+
+def _run(folder, after, *, sets=('GSM8K',), texts=10):
+  (folder / 'report').mkdir(parents=True)
+  tokens = [10.0 + i for i in range(texts)]
+
+  def lost(rates):
+    rates = rates if isinstance(rates, list) else [rates] * texts
+    loss = [rate * count for rate, count in zip(rates, tokens)]
+    return {'loss_N': loss, 'tokens_N': tokens, 'rejected_N': None}
+
+  values = {name: {'before': lost(2.0), 'after': lost(after)} for name in sets}
+  (folder / 'held_out.json').write_text(json.dumps({'sets': values}))
+  about = [{'name': name, 'on_task': name != 'C4'} for name in sets]
+  report = {'sections': {'training': {'numbers': {'held_out': about}}}}
+  (folder / 'report' / 'report.json').write_text(json.dumps(report))
+  return folder
+
+
+@pytest.mark.parametrize(
+  ('ours', 'verdict'),
+  [
+    (1.4, 'holds'),
+    (1.6, 'does not hold'),
+    ([1.3, 1.7] * 5, 'does not hold'),
+  ],
+)
+def test_the_verdict_is_the_whole_interval_s(tmp_path, ours, verdict):
+  run = _run(tmp_path / 'run', ours)
+  control = _run(tmp_path / 'control', 1.5)
+  found = paired.runs('gates', run, control)
+  assert found['verdict'] == verdict
+  assert found['runs'][0]['control'] == pytest.approx(1.5)
+  assert found['control'] and found['claim']
+
+
+def test_texts_off_the_task_do_not_decide(tmp_path):
+  run = _run(tmp_path / 'run', 1.4, sets=('C4',))
+  control = _run(tmp_path / 'control', 1.5, sets=('C4',))
+  assert paired.runs('gates', run, control)['verdict'] == 'not tested'
+
+
+def test_other_texts_are_no_pairs(tmp_path):
+  run = _run(tmp_path / 'run', 1.4)
+  control = _run(tmp_path / 'control', 1.5, texts=9)
+  assert paired.runs('gates', run, control) is None
+
+
+def _baked(plain):
+  change = {n: study_steps.estimate(-0.1) for n in ('loss', 'answer', 'kl')}
+  return paired.baked(
+    {
+      'changes': {'chosen': {'A': change, 'B': change}},
+      'baked': {
+        name: {'loss': study_steps.estimate(x)} for name, x in plain.items()
+      },
+      'baked_kl': {'A': 0.001, 'B': 0.002},
+    }
+  )
+
+
+@pytest.mark.parametrize(
+  ('plain', 'verdict'),
+  [
+    ({'A': -0.1, 'B': -0.095}, 'holds'),
+    ({'A': -0.1, 'B': 0.0}, 'in part'),
+    ({'A': 0.1, 'B': 0.0}, 'does not hold'),
+  ],
+)
+def test_a_baked_mask_is_held_to_the_masks_interval(plain, verdict):
+  assert _baked(plain)['verdict'] == verdict
+
+
+def test_without_a_baked_model_there_is_nothing_to_say():
+  assert paired.baked({'changes': {}, 'baked': None}) is None

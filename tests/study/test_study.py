@@ -1,0 +1,134 @@
+"""`python -m study`, from flags to a page."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from me_jax import errors
+from study import __main__ as study
+from study import options as options_lib
+from study import page as page_lib
+from tests.support import study_steps
+
+
+@pytest.fixture(name='run')
+def _run(tmp_path):
+  page = tmp_path / 'page.md'
+
+  def run(*argv, **fake):
+    launcher = study_steps.Launcher(**fake)
+    status = study.main(
+      ['--quick', f'--out={tmp_path / "out"}', f'--page={page}', *argv],
+      launch=launcher,
+    )
+    return status, page.read_text(), launcher
+
+  return run
+
+
+def test_all_steps_make_a_page(run, tmp_path):
+  status, page, launcher = run()
+  assert status == 0 and len(launcher.asked) == 8
+  assert 'of the claims of the paper, 7 hold' in page
+  assert 'What was found of emergence: 0.123456.' in page
+  assert '*Control.* The control of emergence.' in page
+  assert (
+    '![' in page
+    and (tmp_path / 'page' / 'smollm2-emergence-layers.png').is_file()
+  )
+  # A control, an interval, and a table of each kind.
+  for said in (
+    '| token 5 instead | -0.100 (-0.110 to -0.090) |',
+    '| GSM8K | 10 | 2.000 | 1.400 | 1.500 | -0.100 |',
+    '| stream | +0.200 (+0.190 to +0.210) | +0.200 (+0.190 to +0.210) | -0.050',
+    '| gsm8k | accuracy | 7 | 0.500',
+    '| GSM8K | -0.1000 (-0.1100 to -0.0900) | -0.1000 (-0.1100 to -0.0900) |',
+  ):
+    assert said in page
+  assert str(tmp_path) not in page
+
+
+def test_a_second_run_runs_nothing(run):
+  first = run()[1]
+  status, page, launcher = run()
+  assert (status, page, launcher.asked) == (0, first, [])
+
+
+def test_a_step_that_fails_is_told_and_the_others_go_on(run, capsys):
+  status, page, launcher = run(fails=('evaluate', 'mitigate'))
+  assert status == 1 and len(launcher.asked) == 8
+  assert 'Not tested: me-jax: evaluate lacks something' in page
+  assert (
+    '| [The relaxed model answers better](#ability) | the paper | not tested |'
+    in page
+  )
+  assert 'the relaxed model answers better: me-jax: evaluate' in page
+  assert 'What was found of emergence' in page
+  assert 'me-jax: evaluate lacks something' in capsys.readouterr().out
+
+
+def test_steps_that_were_not_run_are_not_tested(run):
+  page = run('--steps=explain')[1]
+  assert 'Not tested: mitigate: not run' in page
+  assert 'Holds.' in page
+
+
+def test_several_models_have_a_column_each(run, tmp_path):
+  for name in ('one', 'two'):
+    (tmp_path / name).mkdir()
+  models = [f'--model={tmp_path / name}' for name in ('one', 'two')]
+  status, page, launcher = run(*models)
+  assert status == 0 and len(launcher.asked) == 16
+  assert '| claim | of | `one` | `two` |' in page
+  assert '#### two' in page and '--model=path/to/one' in page
+  assert str(tmp_path) not in page
+
+
+@pytest.mark.parametrize(
+  ('argv', 'message'),
+  [
+    (['--data=nowhere'], '--data=nowhere is no folder'),
+    (['--steps=explian'], "did you mean 'explain'"),
+    (['--quick'], '--quick makes no results for docs/study.md'),
+    (['--fast'], '--help lists the flags'),
+    (['--model=a/b/x', '--model=c/d/x'], 'two models are called x'),
+  ],
+)
+def test_a_mistake_is_told_before_any_work(argv, message):
+  launcher = study_steps.Launcher()
+  with pytest.raises(errors.MeJaxError, match=message):
+    study.main(argv, launch=launcher)
+  assert not launcher.asked
+
+
+@pytest.mark.parametrize(
+  ('model', 'name'),
+  [
+    ('smollm2', 'smollm2'),
+    ('Qwen/Qwen3-4B', 'Qwen-Qwen3-4B'),
+    ('some/where/else/model.gguf', 'model'),
+    ('some/where/folder/', 'folder'),
+  ],
+)
+def test_models_have_names_that_fit_into_paths(model, name):
+  assert options_lib.name_of(model) == name
+
+
+def test_a_page_is_written_again_from_its_extracts(run, tmp_path):
+  page = run()[1]
+  (tmp_path / 'page.md').unlink()
+  page_lib.main([f'--page={tmp_path / "page.md"}'])
+  assert (tmp_path / 'page.md').read_text() == page
+
+
+def test_a_page_without_extracts_is_refused(tmp_path):
+  with pytest.raises(errors.MeJaxError, match='holds no extract'):
+    page_lib.main([f'--page={tmp_path / "page.md"}'])
+
+
+def test_extracts_hold_no_paths_of_the_machine(run, tmp_path):
+  run(fails=('evaluate',))
+  for path in (tmp_path / 'page').glob('*.json'):
+    assert str(tmp_path) not in json.dumps(json.loads(path.read_text()))
