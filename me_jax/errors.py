@@ -20,7 +20,7 @@ class MeJaxError(Exception):
   Messages quote what was read: what cannot be printed is escaped, and a name
   of a megabyte is cut.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> try:
     ...   me_jax.load('model.gguf')

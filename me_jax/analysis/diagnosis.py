@@ -168,7 +168,7 @@ class Diagnosis:
     sinks: attention to it.
     diversity: of what attention receives.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])
@@ -236,7 +236,7 @@ def diagnose(
   Raises:
     MeJaxError: the batch is not sound, or the model's states are not finite.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])

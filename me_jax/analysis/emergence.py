@@ -93,7 +93,7 @@ def find_me_layer(
   Raises:
     MeJaxError: the batch is not sound.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])

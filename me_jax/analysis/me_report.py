@@ -155,7 +155,7 @@ class MEReport:
     profile: `[Z, D]`, mean |x| of the massive token.
     provenance: how the numbers were made.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])

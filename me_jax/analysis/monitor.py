@@ -68,7 +68,7 @@ def probes(
   Raises:
     MeJaxError: no tokenizer, or impossible sizes.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> me_jax.probes(lm, texts=4, length=16).tokens_BT.shape
@@ -116,7 +116,7 @@ def monitor(
   Raises:
     MeJaxError: the batch is not sound, or the model's states are not finite.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.probes(lm, texts=4, length=16)  # once, before training

@@ -43,7 +43,7 @@ def encode(
     MeJaxError: no tokenizer, an empty text, one longer than the context, a
       token outside the vocabulary, or no such token as BOS.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])

@@ -89,7 +89,7 @@ def export(
       loaded from such a folder: its parameters do not fit its configuration,
       are not finite or mean nothing. Nothing is left behind.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> me_jax.export(lm, 'exported', dtype='bfloat16', overwrite=True)

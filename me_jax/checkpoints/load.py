@@ -52,7 +52,7 @@ class LoadedModel(NamedTuple):
     tokenizer: a `transformers` tokenizer; None when the checkpoint has none.
     config: what the model is.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> model, params, tokenizer, config = lm
@@ -190,7 +190,7 @@ def load(
     MeJaxError: no such checkpoint, or one that is broken, incomplete, not
       supported or not finite; one line says what and what to do.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> me_jax.load('smollm2')
     LoadedModel(llama, 30 layers of width 576, parameters in float32)

@@ -34,7 +34,7 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
   Raises:
     MeJaxError: the folder is no checkpoint, or broken.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> _ = me_jax.save(lm, 'kept', metadata={'from': 'PyPI'}, overwrite=True)

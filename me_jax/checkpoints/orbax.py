@@ -116,7 +116,7 @@ def save(
       loaded again: its parameters do not fit its configuration, are not
       finite or mean nothing. Nothing is left behind.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2', dtype='bfloat16')
     >>> running = me_jax.save(lm, 'saved', overwrite=True, asynchronous=True)

@@ -30,7 +30,7 @@ class Generated(NamedTuple):
     stopped_X: bool, whether the text ended by itself: at a stop token, or where
       `stop_strings` said so.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> out = me_jax.Generated([[7042, 30, -1]], [2], [True])
     >>> len(out.tokens_XM[0]), out.length_X  # -1 is no token
@@ -107,7 +107,7 @@ def generate(
     MeJaxError: the batch or a setting is not sound, or a prompt and its new
       tokens exceed the context.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The capital of France is'])

@@ -131,7 +131,7 @@ def bake(
       stacked; the batch is not sound; no token is marked, or none is not; a
       layer is not rigid enough.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The quick brown fox', 'def f(x):'])

@@ -128,7 +128,7 @@ def start(
     MeJaxError: settings are impossible or need a report, the parameters mask
       other tokens, or their mask is outside of the interval.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> from me_jax.mitigation import gates
     >>> lm = me_jax.load('smollm2')

@@ -116,7 +116,7 @@ def wemask(
     MeJaxError: an argument is out of range, the report has no ME Layer and
       `layers` does not list any, or the parameters mask other tokens.
 
-  Example:
+  Examples:
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The quick brown fox'])
     >>> report = me_jax.find_me_layer(lm.model, lm.params, batch)

@@ -24,7 +24,7 @@ class Batch(NamedTuple):
     segments_BT: int32; 0 is padding, on either side, and 1, 2, ... are the
       texts of a row, each contiguous.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> batch = me_jax.Batch([[5, 6, 7, 8, 0]], [[1, 1, 2, 2, 0]])
     >>> batch.segments_BT[0].count(2)  # tokens of the second text

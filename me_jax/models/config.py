@@ -107,7 +107,7 @@ class ModelConfig:
     eos_token_ids: tokens that end a text.
     pad_token_id: None when the model has none.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> config = me_jax.load('smollm2').config
     >>> config.model_type, config.num_hidden_layers, config.hidden_size

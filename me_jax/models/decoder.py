@@ -81,7 +81,7 @@ class Decoder(nn.Module):
       trained: their derivative is nothing, and is not computed. Only if
       scanned.
 
-  Example:
+  Examples:
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> batch = me_jax.encode(lm, ['The capital of France is'])

@@ -259,7 +259,7 @@ def read(state: Mapping[str, Any]) -> dict[str, jax.Array]:
     `[L, ...]` arrays by observer name; `[C, ...]` for a `Capture`. The same
     for the scanned and the unrolled decoder.
 
-  Example:
+  Examples:
     >>> import dataclasses
     >>> import jax.numpy as jnp
     >>> import me_jax
