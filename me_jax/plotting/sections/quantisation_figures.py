@@ -106,6 +106,7 @@ def errors(found: quantisation.Quantisation) -> spec.Figure:
   """Draws what is left of ordinary tokens, site by site."""
   stock = found.error[quantisation.STOCK]
   panels = []
+  lines: list[tuple[str, np.ndarray, spec.Role, spec.Style]]
   for site in rounding.SITES:
     family = 'stream' if site in rounding.STREAM else 'activations'
     lines = [
@@ -148,7 +149,9 @@ def errors(found: quantisation.Quantisation) -> spec.Figure:
     caption=(
       'Size of the error over that of the value, of ordinary tokens, by layer '
       'and site, in the stock model (dashed: with a mask). 1 is all of it. '
-      'Inputs of matrices are rounded together, the residual stream alone.'
+      'Inputs of matrices are rounded together, the residual stream alone. It is '
+      'the error of one rounding: what earlier ones took is gone from the value, '
+      'so a stream that has lost all may show little after that.'
     ),
     alt='; '.join(
       f'{panel.title}: at most {np.nanmax(panel.series[0].y):.3g}, with massive '
