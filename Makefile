@@ -46,7 +46,7 @@ help:
 	@echo "make demo    find and explain the ME Layer of that model, in $(DEMO_OUT)"
 	@echo "make test    run the tests"
 	@echo "make test-tpu  run those of plans, with the TPU compiler, in $(TPU)"
-	@echo "make lint    check style and format"
+	@echo "make lint    check style, format and types"
 	@echo "make bench   measure against PyTorch (most of an hour), for docs/benchmarks.md"
 	@echo "make bench-page  write that page, its figure and README's table again"
 	@echo "make study   put the paper's claims to the default model (an hour)"
@@ -72,6 +72,7 @@ test-tpu: $(TPU)/.setup
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/ty check
 
 bench: $(VENV)/.dev
 	@$(BIN)/python -m benchmarks
@@ -97,7 +98,7 @@ notebooks: $(VENV)/.dev
 # Every page must be reachable, and every link lead somewhere. The theme's makers
 # advertise in each build unless told not to.
 docs: $(VENV)/.dev
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir $(SITE)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir $(SITE)
 	@echo "wrote $(SITE)/index.html"
 
 clean:

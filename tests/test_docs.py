@@ -123,7 +123,7 @@ def test_every_page_is_reachable(tmp_path):
     str(pages.ROOT / 'mkdocs.yml'), strict=True, site_dir=str(tmp_path)
   )
   commands.build(settings)
-  html = (tmp_path / 'api' / 'index.html').read_text()
+  html = (tmp_path / 'api.html').read_text()
   assert 'id="me_jax.wemask"' in html
   # Nothing is fetched when a page is opened without a network.
   loaded = re.compile(r'<(?:script|link|img)[^>]* (?:src|href)="(https?:[^"]*)')
@@ -137,7 +137,9 @@ def _text(name):
 
 
 def _hooks():
-  spec = importlib.util.spec_from_file_location('hooks', pages.DOCS / 'hooks.py')
+  spec = importlib.util.spec_from_file_location(
+    'hooks', pages.DOCS / 'hooks.py'
+  )
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module
