@@ -242,7 +242,8 @@ def _untested(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     for claim in claims_lib.CLAIMS:
       answer = one['claims'][claim.name]
       if answer['verdict'] == collect.NOT_TESTED:
-        why = answer.get('why') or answer['finding']
+        # What a report says of it begins with the reason.
+        why = answer.get('why') or answer['finding'].split('. ')[0] + '.'
         said.append(f'- {_model(one)}, {_lower(claim.label)}: {why}')
   return said
 

@@ -78,12 +78,18 @@ def runs(
   said = estimates.listed(
     [f'{estimates.interval(r["difference"])} on {r["set"]}' for r in rows]
   )
+  sides = [
+    f'{word} on {estimates.listed(sets)}'
+    for word, sets in (('better', better), ('worse', worse))
+    if sets
+  ]
   return {
     'claim': claim,
-    'verdict': _verdict(better, worse, sure),
+    'verdict': _verdict(better, sure),
     'finding': (
       f'After as many steps on the same rows, {mine_said} and {other_said} '
-      f'differ by {said} nats per token; below zero is better for the claim.'
+      f'differ by {said} nats per token. By the whole interval, and on the '
+      f'task, the first is {" and ".join(sides) or "neither better nor worse"}.'
     ),
     'control': (
       f'The control is {other_said}: all else is the same, and the '
@@ -143,13 +149,16 @@ def baked(numbers: Mapping[str, Any]) -> dict[str, Any] | None:
   }
 
 
-def _verdict(better: list[str], worse: list[str], of: list[str]) -> str:
-  """Holds if all sets of the task are better, by their whole intervals."""
+def _verdict(better: list[str], of: list[str]) -> str:
+  """Holds if all sets of the task are better, by their whole intervals.
+
+  In part where some are, whatever the others say.
+  """
   if not of:
     return 'not tested'
   if len(better) == len(of):
     return 'holds'
-  return 'in part' if better and not worse else 'does not hold'
+  return 'in part' if better else 'does not hold'
 
 
 def _sets(run: pathlib.Path) -> dict[str, dict[str, held_out_lib.Texts]]:

@@ -124,7 +124,10 @@ def _rounding(found: Mapping[str, Any]) -> list[str]:
       if any(cells):
         rows.append([condition, *cells])
     made += [
-      f'{corpus}, {texts} texts: loss that rounding adds, nats per token.',
+      f'{corpus}, {texts} texts: loss that rounding adds, nats per token. A '
+      'scale is that of a tensor unless the row says otherwise; `stream` is the '
+      'residual stream, `both` are weights and activations, and `fine` is a '
+      'scale a token and an output channel.',
       markdown(header, rows),
     ]
   return made

@@ -44,6 +44,19 @@ def test_the_verdict_is_the_whole_interval_s(tmp_path, ours, verdict):
   assert found['control'] and found['claim']
 
 
+def test_one_set_better_and_one_worse_is_in_part_and_named(tmp_path):
+  run = _run(tmp_path / 'run', 1.4, sets=('A', 'B'))
+  control = _run(tmp_path / 'control', 1.5, sets=('A', 'B'))
+  path = control / 'held_out.json'
+  values = json.loads(path.read_text())
+  loss = values['sets']['B']['after']['loss_N']
+  values['sets']['B']['after']['loss_N'] = [x - 0.2 * 10 for x in loss]
+  path.write_text(json.dumps(values))
+  found = paired.runs('gates', run, control)
+  assert found['verdict'] == 'in part'
+  assert 'better on A and worse on B' in found['finding']
+
+
 def test_texts_off_the_task_do_not_decide(tmp_path):
   run = _run(tmp_path / 'run', 1.4, sets=('C4',))
   control = _run(tmp_path / 'control', 1.5, sets=('C4',))
