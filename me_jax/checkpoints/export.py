@@ -93,8 +93,8 @@ def export(
     >>> import me_jax
     >>> lm = me_jax.load('smollm2')
     >>> me_jax.export(lm, 'exported', dtype='bfloat16', overwrite=True)
-    >>> me_jax.load('exported', dtype='bfloat16')
-    LoadedModel(llama, 30 layers of width 576, parameters in bfloat16)
+    >>> me_jax.load('exported').config == lm.config
+    True
   """
   if dtype is not None:
     param_tree.check_dtype(dtype)

@@ -118,11 +118,11 @@ def save(
 
   Examples:
     >>> import me_jax
-    >>> lm = me_jax.load('smollm2', dtype='bfloat16')
+    >>> lm = me_jax.load('smollm2')
     >>> running = me_jax.save(lm, 'saved', overwrite=True, asynchronous=True)
     >>> running.wait()  # or go on; the process does not end before it stands
-    >>> me_jax.load('saved', dtype='bfloat16')
-    LoadedModel(llama, 30 layers of width 576, parameters in bfloat16)
+    >>> me_jax.load('saved', dtype='bfloat16').config == lm.config
+    True
   """
   target, files = processes.together(
     functools.partial(_prepare, lm, folder, metadata, overwrite)
