@@ -72,7 +72,7 @@ def _mitigate(options: options_lib.Options, out: pathlib.Path) -> _Made:
       '--layers=after', '--rate=0.5', '--strength=1',
     ]  # fmt: skip
   else:
-    argv += ['--texts=16', '--calibration=16']
+    argv += ['--texts=12', '--calibration=12']
   return [*argv, f'--out={out}'], None
 
 
@@ -132,10 +132,10 @@ _MAKERS = {
   'explain': _explain,
   'mitigate': _mitigate,
   'quantise': _quantise,
-  'train-gates': _train('smollm2_sft_gates.py', '--steps=30'),
+  'train-gates': _train('smollm2_sft_gates.py', '--steps=15'),
   'train-token5': _train(
     'smollm2_sft_gates_token5.py',
-    '--steps=30',
+    '--steps=15',
     without_data=('--set=train.gates.tokens=5',),
   ),
   'train-lora': _train(
