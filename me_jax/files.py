@@ -6,7 +6,7 @@ that appears as one is `checkpoints.atomic`'s matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import json
 import os
@@ -46,7 +46,7 @@ def make_parent(path: pathlib.Path) -> None:
 
 
 @contextlib.contextmanager
-def whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
+def whole(path: pathlib.Path) -> Generator[pathlib.Path]:
   """Yields a name to write to, which becomes `path` if nothing is raised.
 
   Args:

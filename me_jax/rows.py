@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, cast
 
 from me_jax import errors
 
@@ -116,7 +116,8 @@ def messages(value: Any) -> list[dict[str, str]] | None:
   if not isinstance(value, list):
     return None
   found = [_message(message) for message in value]
-  return None if None in found else found
+  sound = [message for message in found if message is not None]
+  return sound if len(sound) == len(found) else None
 
 
 def question(row: dict[str, Any], name: str) -> str | None:
@@ -145,4 +146,4 @@ def _message(message: Any) -> dict[str, str] | None:
   sound = isinstance(message.get('role'), str) and isinstance(
     message.get('content'), str
   )
-  return message if sound else None
+  return cast(dict[str, str], message) if sound else None

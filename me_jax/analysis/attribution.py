@@ -218,7 +218,9 @@ def norm_names(placement: str) -> tuple[str, str]:
   """
   if placement == 'post':
     return 'post_feedforward_layernorm', 'post_attention_layernorm'
-  return block.FFN_NORMS[placement], 'input_layernorm'
+  name = block.FFN_NORMS[placement]
+  assert name is not None
+  return name, 'input_layernorm'
 
 
 def summarise(values: np.ndarray, split: int) -> np.ndarray:

@@ -269,6 +269,7 @@ def diagnose(
     sums = found if sums is None else sums_lib.add(sums, found, inputs)
     if progress:
       progress(min(start + rows, count), count)
+  assert sums is not None  # A batch has rows.
   return _diagnosis(sums)
 
 

@@ -68,7 +68,7 @@ def find_me_layer(
   batch: batch_lib.Batch,
   *,
   bos_token_id: int | None = None,
-  spell: Callable[[int], str] | None = None,
+  spell: Callable[[int], str | None] | None = None,
   rows: int | None = None,
   measure: trace_lib.Measure = residual.measure,
   progress: Callable[[int, int], Any] | None = None,
@@ -319,7 +319,7 @@ def _neurons(
 
 
 def _tokens(
-  trace: trace_lib.Trace, spell: Callable[[int], str] | None
+  trace: trace_lib.Trace, spell: Callable[[int], str | None] | None
 ) -> tuple[me_report.MassiveToken, ...]:
   """Counts the massive tokens by position and id, the most frequent first."""
   counts: dict[tuple[int, int], int] = {}

@@ -56,6 +56,7 @@ _RANDOM_DRAWS = 5
 _DROPPED = (0.1, 0.25)  # shares of the channels
 
 Kind = Literal['me', 'layer', 'random', 'matched']
+Change = Literal['halved', 'largest', 'smallest', 'random']
 
 
 class Effects(NamedTuple):
@@ -102,7 +103,7 @@ class Dose(NamedTuple):
     left: y at the peak.
   """
 
-  change: Literal['halved', 'largest', 'smallest', 'random']
+  change: Change
   share: float
   left: bootstrap.Estimate
 
@@ -204,6 +205,8 @@ def run(
     neutral_LF=act_LF if neutral == 'mean' else np.zeros_like(act_LF),
     rank_RLD=_rankings(size_LD, random),
   )
+  # What has a span has a plateau.
+  assert report.plateau is not None
   peak_X, end = states.peak_X[:count], report.plateau[1]
   peak_MX = left_MLX[:, peak_X, np.arange(count)]
   return Factorial(
@@ -256,10 +259,12 @@ def _places(
   order_LF = np.argsort(-np.abs(share_LF), axis=1)
   others = {i: np.setdiff1d(np.arange(width), writers[i]) for i in span}
 
-  def pairs(chosen: Mapping[int, Sequence[int]]) -> tuple[tuple[int, int], ...]:
+  def pairs(
+    chosen: Mapping[int, Sequence[int] | np.ndarray],
+  ) -> tuple[tuple[int, int], ...]:
     return tuple((i, int(f)) for i, row in chosen.items() for f in row)
 
-  def draw() -> dict[int, Sequence[int]]:
+  def draw() -> dict[int, np.ndarray]:
     # A narrow layer may not have as many others.
     counts = {i: min(len(writers[i]), len(others[i])) for i in span}
     return {i: random.choice(others[i], counts[i], replace=False) for i in span}
@@ -286,7 +291,7 @@ def _rows(places: int) -> np.ndarray:
   return np.pad(first + [1, 2, 3], ((0, 0), (1, 0))).reshape(-1, 2, 2)
 
 
-def _dose_plan() -> list[tuple[str, float, int, float, float]]:
+def _dose_plan() -> list[tuple[Change, float, int, float, float]]:
   """Returns (change, share, ranking, low, high) of each dose's condition."""
   return [
     row
@@ -345,7 +350,7 @@ def _unit(place: _Place, peak_ABX: np.ndarray, end_ABX: np.ndarray) -> Unit:
 
 def _doses(peak_MX: np.ndarray) -> tuple[Dose, ...]:
   """Averages the draws of each dose."""
-  groups: dict[tuple[str, float], list[np.ndarray]] = {
+  groups: dict[tuple[Change, float], list[np.ndarray]] = {
     ('halved', 1.0): [peak_MX[0]]
   }
   for (change, share, *_), y_X in zip(_dose_plan(), peak_MX[1:]):

@@ -140,7 +140,12 @@ def run(
   chosen = _fitting(usable, max_tokens)
   channels_K = np.array([channel.index for channel in report.channels])
   texts = edited_loss.lay_out(model, chosen, channels_K)
-  layer = report.span[-1] if report.span else report.plateau[0]
+  if report.span:
+    layer = report.span[-1]
+  else:
+    # What is massive and has no span has a plateau.
+    assert report.plateau is not None
+    layer = report.plateau[0]
   stock = texts.score(params)
   count_X = texts.per_text(texts.counted_BT)
   main_X = texts.spans.start + [position_of[ids] for ids in texts.ids]

@@ -158,7 +158,7 @@ def look(
     chosen_BC=chosen_BC,
     members_BPT=members_BPT,
     token_X=token_X,
-    massive_X=token_massive_LX.any(axis=0),
+    massive_X=np.any(token_massive_LX, axis=0),
     massive_tokens=massive_tokens,
     massive_LX=peak_LX > bound_LX,
     token_massive_LX=token_massive_LX,

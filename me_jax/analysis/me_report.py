@@ -213,6 +213,7 @@ class MEReport:
         f'{self.span[0]}-{self.span[-1]} ({share:.1%} of the plateau): no '
         'single ME Layer.'
       )
+    assert self.layer is not None  # As the other verdicts are told above.
     span = ''
     if len(self.span) > 1:
       span = f' in the span {self.span[0]}-{self.span[-1]}'

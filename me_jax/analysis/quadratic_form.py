@@ -199,7 +199,8 @@ def answers(
       scale_D = rows.after * float(config.hidden_size) ** 0.5 / length_D
     loss_DF = -sign * scale_D[:, None] * act_DF * rows.down
     found.append((jnp.sum(loss_DF, axis=1), jnp.argmax(loss_DF, 1), scale_D))
-  return tuple(jnp.stack(both, axis=1) for both in zip(*found))
+  loss_D2, neuron_D2, scale_D2 = (jnp.stack(x, axis=1) for x in zip(*found))
+  return loss_D2, neuron_D2, scale_D2
 
 
 def frobenius(rows: Rows) -> jax.Array:

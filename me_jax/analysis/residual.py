@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +42,7 @@ def observe(
   segments_BT: jax.Array,
   operands: Mapping[str, jax.Array],
   also: tuple[sites.Observer, ...] = (),
-) -> tuple[decoder.Output, dict[str, jax.Array]]:
+) -> tuple[decoder.Output, dict[str, Any]]:
   """Runs the model and measures its residual stream.
 
   Args:
@@ -189,7 +190,9 @@ def neuron_shares(
     lambda leaf: jax.lax.dynamic_index_in_dim(leaf, layer, keepdims=False),
     params['layers'],
   )
-  dtypes = dict(dtype=model.dtype, param_dtype=model.param_dtype)
+  dtypes: dict[str, Any] = dict(
+    dtype=model.dtype, param_dtype=model.param_dtype
+  )
 
   def norm(name: str | None, x_XD: jax.Array) -> jax.Array:
     if name is None:

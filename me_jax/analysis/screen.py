@@ -115,7 +115,7 @@ def screen(
       progress(count - layer, count)
 
   # Results of a layer are read while the device has the next one to do.
-  waiting = None
+  waiting: tuple[int, Any, dict[str, Any]] | None = None
   for layer in range(count - 1, -1, -1):
     at = jnp.int32(layer)
     orders_3F = random.permuted(in_order_3F, axis=1)
@@ -128,7 +128,8 @@ def screen(
     if waiting:
       collect(*waiting)
     waiting = layer, blocks, scores
-  collect(*waiting)
+  if waiting:
+    collect(*waiting)
   lists = ('plain', 'pairs', 'writers', 'blocks', 'control_pairs',
            'control_writers')  # fmt: skip
   return screen_report.Screen(
@@ -198,7 +199,10 @@ def _predict(
     found: the rankings by name, and the two best layers and channels of two
       of them.
   """
-  kinds = {'pairs': 'writer and eraser', 'writers': 'writer only'}
+  kinds: dict[str, screen_report.Kind] = {
+    'pairs': 'writer and eraser',
+    'writers': 'writer only',
+  }
   for name, kind in kinds.items():
     if not found[name]:
       continue

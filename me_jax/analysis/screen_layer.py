@@ -140,8 +140,8 @@ def read(
     layer: int32 scalar, traced: one compile serves every depth.
     orders_3F: int32, see `quadratic_form.reorder`.
   """
-  rows, *biases = form.read(config, params, layer)
-  return (rows, *biases), form.reorder(rows, tuple(biases), orders_3F)
+  ffn = rows, *biases = form.read(config, params, layer)
+  return ffn, form.reorder(rows, (biases[0], biases[1]), orders_3F)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 4))

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from me_jax.analysis import me_report
 
 Roles = Literal['writer', 'eraser', 'amplifier']
+Kind = Literal['writer and eraser', 'writer only']
 
 
 class Entry(NamedTuple):
@@ -92,7 +93,7 @@ class Prediction:
     muted_usual: the same for the mean channel.
   """
 
-  kind: Literal['writer and eraser', 'writer only']
+  kind: Kind
   clear: bool
   entry: Entry
   sign: int

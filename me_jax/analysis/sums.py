@@ -98,11 +98,15 @@ def of_pass(
   ordinary_ZX = seen['norm'][:, look.ordinary_BT].astype(np.float64)
   between_XLL = own['between_layers']
   huge = np.full_like(between_XLL[:1], np.inf)
+
+  def of_group(mask_X: np.ndarray) -> Any:
+    return inputs_of(look, seen, row_X[mask_X], slot_X[mask_X], inputs)
+
   return Sums(
     texts=texts,
     controls=control,
     ordinary={
-      'count': np.float64(ordinary_ZX.shape[1]),
+      'count': np.asarray(ordinary_ZX.shape[1], np.float64),
       'norm': ordinary_ZX.sum(axis=1),
     },
     least={
@@ -113,10 +117,7 @@ def of_pass(
         ]
       )
     },
-    own=tuple(
-      inputs_of(look, seen, row_X[mask_X], slot_X[mask_X], inputs)
-      for mask_X in group_GX
-    ),
+    own=(of_group(group_GX[0]), of_group(group_GX[1])),
     control=inputs_of(look, seen, *one_a_text(look), inputs),
   )
 

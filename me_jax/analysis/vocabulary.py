@@ -215,17 +215,17 @@ def measure(
 
 def _check_ids(ids: Sequence[int], vocab: int) -> np.ndarray:
   """Returns the ids as an array, if they are ids of this vocabulary."""
-  ids = np.asarray(ids)
-  if not ids.size:
+  ids_X = np.asarray(ids)
+  if not ids_X.size:
     raise errors.MeJaxError('ids is empty: there is no token to run.')
-  if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+  if ids_X.ndim != 1 or not np.issubdtype(ids_X.dtype, np.integer):
     raise errors.MeJaxError('ids must be a list of token ids.')
-  wrong = ids[(ids < 0) | (ids >= vocab)]
+  wrong = ids_X[(ids_X < 0) | (ids_X >= vocab)]
   if wrong.size:
     raise errors.MeJaxError(
       f'ids holds {wrong[0]}, outside the vocabulary of {vocab}.'
     )
-  return ids.astype(np.int64)
+  return ids_X.astype(np.int64)
 
 
 def _together(

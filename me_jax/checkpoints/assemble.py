@@ -123,7 +123,7 @@ def place(
   def once(bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
     return read(tuple(slice(*bound) for bound in bounds))
 
-  def callback(index: tuple[slice, ...]) -> np.ndarray:
+  def callback(index: Any) -> np.ndarray:
     pairs = zip(index, shape, strict=True)
     return once(tuple(part.indices(size)[:2] for part, size in pairs))
 

@@ -8,7 +8,7 @@ lock that ends with its process tells it from one that is being written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 import contextlib
 import ctypes
 import fcntl
@@ -117,7 +117,7 @@ def staging(target: str) -> str:
 
 
 @contextlib.contextmanager
-def writing(target: str) -> Iterator[str]:
+def writing(target: str) -> Generator[str]:
   """Yields a folder to fill, which becomes `target` if nothing is raised.
 
   Args:
@@ -165,7 +165,7 @@ def remove(folder: str) -> None:
 
 
 @contextlib.contextmanager
-def lock(partial: str) -> Iterator[None]:
+def lock(partial: str) -> Generator[None]:
   """Marks a folder as being written, until the block or the process ends.
 
   Raises:

@@ -62,7 +62,7 @@ def from_json(value: Any, where: str) -> config_lib.ModelConfig:
   return config
 
 
-def _build(kind: type, value: Any, where: str) -> Any:
+def _build(kind: Any, value: Any, where: str) -> Any:
   """Returns a dataclass from a dict, every field checked."""
   if not isinstance(value, Mapping):
     raise errors.MeJaxError(f'{where} is no JSON object')

@@ -41,8 +41,9 @@ def offenders(leaves: Mapping[str, Any]) -> list[str]:
       processes, all must call this; all get the same answer.
   """
   here = {path: _host_pieces(leaf) for path, leaf in leaves.items()}
-  if None not in here.values():
-    return [p for p, parts in here.items() if not all(map(in_pieces, parts))]
+  known = {path: parts for path, parts in here.items() if parts is not None}
+  if len(known) == len(here):
+    return [p for p, parts in known.items() if not all(map(in_pieces, parts))]
   verdicts = _on_devices(dict(leaves))
   return [path for path in leaves if not verdicts[path]]
 

@@ -238,7 +238,7 @@ class _Cursor:
     self.position = stop
     return self.file.buffer[start:stop]
 
-  def number(self, dtype: str) -> int | float | bool:
+  def number(self, dtype: str) -> Any:
     """Returns the next number as a plain Python value."""
     raw = self.take(np.dtype(dtype).itemsize, 'a number')
     value = np.frombuffer(raw, dtype)[0]

@@ -102,7 +102,7 @@ def to_hf(file: gguf.GgufFile) -> dict[str, Any]:
 
 def _shared(file: gguf.GgufFile, fields: gguf_fields.Fields) -> Hf:
   """Returns what all architectures have."""
-  hf = {hf_key: fields.size(key) for key, hf_key in _SIZES.items()}
+  hf: Hf = {hf_key: fields.size(key) for key, hf_key in _SIZES.items()}
   # Before something is written down for each of a billion layers.
   if hf['num_hidden_layers'] > len(file.tensors):
     raise fields.error(

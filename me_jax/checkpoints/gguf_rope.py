@@ -63,7 +63,7 @@ def read(
     raise fields.error(
       'rope.dimension_count', f'differs from the head dimension {head_dim}'
     )
-  rope = {
+  rope: dict[str, Any] = {
     'rope_theta': fields.number('rope.freq_base', theta),
     'rope_type': 'default',
   }

@@ -139,7 +139,10 @@ def _byte_level(file: gguf.GgufFile, tokens: list[str]) -> Any:
       f' is not known; these are: {", ".join(_PRE_TOKENIZERS)}. Load the'
       ' model from its safetensors folder'
     )
-  merges = [tuple(merge.split(' ')) for merge in _strings(file, 'merges')]
+  # One that is no pair is refused with the vocabulary.
+  merges: list[Any] = [
+    tuple(merge.split(' ')) for merge in _strings(file, 'merges')
+  ]
   tokenizer = _bpe(file, tokens, merges, ignore_merges=name in _WHOLE_WORDS)
   pattern = _PRE_TOKENIZERS[name]
   steps = [pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -176,7 +179,7 @@ def _sentencepiece(file: gguf.GgufFile, tokens: list[str]) -> Any:
   prefix = _value(file, 'ggml.add_space_prefix', bool, True)
   if architecture == 'phi3':
     # Puts a space before every piece of text, even one that has its own.
-    steps = [normalizers.Prepend(_SPACE)] if prefix else []
+    steps: list[Any] = [normalizers.Prepend(_SPACE)] if prefix else []
     steps.append(normalizers.Replace(' ', _SPACE))
     tokenizer.normalizer = normalizers.Sequence(steps)
   else:
@@ -202,7 +205,7 @@ def _respelled(token: str) -> str:
 def _bpe(
   file: gguf.GgufFile,
   tokens: list[str],
-  merges: list[tuple[str, ...]],
+  merges: list[tuple[str, str]],
   **options: bool,
 ) -> Any:
   import tokenizers

@@ -10,6 +10,7 @@ import glob
 import importlib.util
 import os
 import re
+from typing import Any
 
 from me_jax import errors
 
@@ -102,7 +103,10 @@ def _from_hub(repository: str, revision: str | None) -> str:
   from huggingface_hub import errors as hub_errors
 
   name = repository + (f'@{revision}' if revision else '')
-  options = {'revision': revision, 'allow_patterns': list(_WANTED)}
+  options: dict[str, Any] = {
+    'revision': revision,
+    'allow_patterns': list(_WANTED),
+  }
   try:
     folder = huggingface_hub.snapshot_download(
       repository, local_files_only=True, **options

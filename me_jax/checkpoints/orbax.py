@@ -14,7 +14,7 @@ A folder is complete or absent: see `orbax_commit.py`. `orbax_open.py` reads it.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 import contextlib
 import functools
 import os
@@ -233,7 +233,7 @@ def _wait_at_exit() -> None:
 @contextlib.contextmanager
 def _ending(
   target: str, checkpointer: Any, commit: orbax_commit.Commit, succeeded: bool
-) -> Iterator[None]:
+) -> Generator[None]:
   """Ends a save that fails in this block, or succeeds when it is the last.
 
   Raises:

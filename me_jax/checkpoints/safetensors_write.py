@@ -12,6 +12,7 @@ import dataclasses
 import json
 import math
 import os
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -130,7 +131,9 @@ def _write(path: str, tensors: Sequence[Tensor]) -> Iterator[int]:
     for tensor in tensors:
       count = 0
       for piece in tensor.pieces():
-        count += file.write(piece.reshape(-1).view(np.uint8))
+        # An array is a buffer, which stubs say from Python 3.12 on only.
+        data: Any = piece.reshape(-1).view(np.uint8)
+        count += file.write(data)
       if count != tensor.nbytes:
         raise errors.MeJaxError(
           f'{tensor.name} has {count} bytes instead of {tensor.nbytes}'

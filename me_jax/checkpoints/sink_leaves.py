@@ -104,7 +104,7 @@ def stored(
     origin = names.origins.get(path)
     if origin is None:
       continue
-    layers = range(shape[0]) if path == SCALE else (None,)
+    layers = range(shape[0] or 0) if path == SCALE else (None,)
     # One layer's tensor is enough: the others are then missing, not absent.
     held = (tensors.get(origin.template.format(layer=i)) for i in layers)
     tensor = next(filter(None, held), None)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import dataclasses
 import mmap
 import os
+from typing import Any, cast
 import weakref
 
 import ml_dtypes
@@ -64,7 +65,9 @@ class MappedFile:
       return target
     while start < stop:
       try:
-        count = os.preadv(self._descriptor, [target[start - stop :]], start)
+        # An array is a buffer, which stubs say from Python 3.12 on only.
+        left = cast(Any, target[start - stop :])
+        count = os.preadv(self._descriptor, [left], start)
       except OSError as error:
         raise errors.MeJaxError(
           f'cannot read {self.path}: {error.strerror}'
@@ -131,6 +134,7 @@ class StoredTensor:
       raw = self.file.bytes[first:last]
     else:
       raw = self.file.copy(first, last, buffer)
+    assert self.decode is not None  # Kinds without it are refused before.
     return self.decode(raw).reshape(stop - start, *self.shape[1:])
 
 

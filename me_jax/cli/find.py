@@ -66,8 +66,9 @@ def _outputs(
   out = pathlib.Path(flags.out) if flags.out else None
   json_path = flags.json or (out and out / 'report.json')
   figure_path = flags.figure or (out and out / 'figure.png')
-  paths = tuple(
-    path and pathlib.Path(path) for path in (json_path, figure_path)
+  paths = (
+    pathlib.Path(json_path) if json_path else None,
+    pathlib.Path(figure_path) if figure_path else None,
   )
   for path in paths:
     files.check_writable(path)

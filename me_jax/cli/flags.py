@@ -115,7 +115,7 @@ def command_line(verb: str, flags: absl_flags.FlagValues) -> str:
       continue
     # A flag that may be given again is, a value each.
     many = isinstance(flag, absl_flags.MultiFlag)
-    values = flag.value if many else [_spell(flag.value)]
+    values: Any = flag.value if many else [_spell(flag.value)]
     given += [f'--{name}={value}' for value in values]
   return shlex.join(['me-jax', verb, *given])
 

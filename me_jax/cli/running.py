@@ -35,7 +35,7 @@ class Running:
   model: Any
   params: Any
   batch: Any
-  names: dict[int, str]
+  names: dict[int, str | None]
   bos_token_id: int | None
   report: Any
 
@@ -142,7 +142,7 @@ def _provenance(
 
 def _encode(
   checkpoint: Any, prompts: list[Any], bos: str
-) -> tuple[Any, dict[int, str], int | None]:
+) -> tuple[Any, dict[int, str | None], int | None]:
   """Packs the prompts into rows of the length that wastes least.
 
   Returns:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 import contextlib
 import ctypes
 import os
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import Any, cast
 
 _M_MMAP_THRESHOLD = -3
 _EVERY = 30.0  # seconds between lines of a step where there is no terminal
@@ -33,7 +33,10 @@ def keep_compiled() -> None:
 
   # Who has set up JAX's own cache keeps it.
   folder = cache_dir()
-  if folder is not None and jax.config.jax_compilation_cache_dir is None:
+  if (
+    folder is not None
+    and cast(Any, jax.config).jax_compilation_cache_dir is None
+  ):
     jax.config.update('jax_compilation_cache_dir', str(folder / 'compiled'))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
     jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
@@ -90,7 +93,7 @@ class Silent(Progress):
 
 
 @contextlib.contextmanager
-def progress(show: bool = True) -> Iterator[Progress]:
+def progress(show: bool = True) -> Generator[Progress]:
   """Yields bars on a terminal, and a line a step elsewhere.
 
   Args:

@@ -69,9 +69,9 @@ def run(flags: absl_flags.FlagValues) -> int:
       plan,
       placed,
       out,
-      tell=watched and watched.line,
+      tell=None if watched is None else watched.line,
       progress=progress.step,
-      warn=watched and watched.warn,
+      warn=None if watched is None else watched.warn,
     )
     if not result.ended:
       if distributed.is_writer():
@@ -150,7 +150,7 @@ def _trained(plan: Any, placed: Any, result: Any) -> Any:
   params = prepare.merged(placed, plan.run, result.tree)
   # Attributes of training are not the model's.
   model = placed.model.clone(remat='none')
-  return load.LoadedModel(model, params, plan.tokenizer, plan.config)
+  return load.LoadedModel(model, dict(params), plan.tokenizer, plan.config)
 
 
 def _write(

@@ -239,14 +239,13 @@ def _default(data: str | None) -> Any:
   from me_jax.training import settings
   from me_jax.training import trained
 
-  train = held_out = data
   if data is None:
     folder = str(resources.files('me_jax.training').joinpath(_SAMPLES))
-    train = held_out = os.path.join(folder, 'chats.jsonl')
+    data = os.path.join(folder, 'chats.jsonl')
   source = data_lib.Source
   return settings.Run(
     data=settings.Data(
-      mix=data_lib.Mix(sources=(source(data=train, rows=(None, -16)),)),
+      mix=data_lib.Mix(sources=(source(data=data, rows=(None, -16)),)),
       length=512,
       batch=2,
     ),
@@ -255,7 +254,7 @@ def _default(data: str | None) -> Any:
     steps=20,
     held_out=(
       settings.HeldOut(
-        name='held out', source=source(data=held_out, rows=(-16, None))
+        name='held out', source=source(data=data, rows=(-16, None))
       ),
     ),
     evaluation=settings.Evaluation(every=10, length=512),

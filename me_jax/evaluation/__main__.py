@@ -7,11 +7,8 @@ import sys
 from lm_eval import __main__ as eval_main
 
 from me_jax import errors
-from me_jax.evaluation import harness
 
 if __name__ == '__main__':
-  # Imported for what it registers.
-  assert harness.NAME
   try:
     eval_main.cli_evaluate()
   except errors.MeJaxError as error:

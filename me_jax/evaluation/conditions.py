@@ -100,7 +100,7 @@ def operands(
   round_BT = real_BT & ~exempt_BT
   return {
     'round_how': how_SL,
-    'round_levels': np.float32(levels),
+    'round_levels': np.asarray(levels, np.float32),
     'round_BT': round_BT,
     'compared_BT': round_BT & ~massive_BT,
   }

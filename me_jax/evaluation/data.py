@@ -7,7 +7,7 @@ they are no benchmark, and what a model gets on them is no score.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 import csv
 import dataclasses
 import hashlib
@@ -38,7 +38,7 @@ class Source:
   """
 
   file: str
-  fields: dict[str, type | tuple[type, ...]]
+  fields: Mapping[str, type | tuple[type, ...]]
   hub: tuple[str, str]
   holds: tuple[str, str] | None = None
   values: tuple[str, tuple[str, ...]] | None = None

@@ -21,6 +21,7 @@ import select
 import subprocess
 import sys
 import threading
+from typing import Any
 
 from me_jax import errors
 from me_jax.evaluation import grading
@@ -85,7 +86,8 @@ class Grader:
     with self._lock:
       self._end()
 
-  def _started(self) -> subprocess.Popen[bytes]:
+  # `Any`, because pipes are there, as asked for below.
+  def _started(self) -> Any:
     if self._process is not None:
       return self._process
     if importlib.util.find_spec('math_verify') is None:
@@ -113,7 +115,8 @@ class Grader:
     return self._process
 
   def _end(self) -> None:
-    process, self._process = self._process, None
+    process: Any = self._process
+    self._process = None
     if process is None:
       return
     process.kill()
@@ -132,7 +135,7 @@ def shared() -> Grader:
   return found
 
 
-def _line(process: subprocess.Popen[bytes]) -> bytes | None:
+def _line(process: Any) -> bytes | None:
   """Returns what the process says, None if it dies or waits too long."""
   ready, _, _ = select.select([process.stdout], [], [], _PATIENCE)
   # A verdict is a few bytes, which a pipe hands on as one.

@@ -210,7 +210,7 @@ class MeJaxLM(eval_model.TemplateLM):
 
   def _loglikelihood_tokens(
     self,
-    requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+    requests: Sequence[tuple[tuple[str | None, ...], list[int], list[int]]],
     disable_tqdm: bool = False,
     **kwargs: Any,
   ) -> list[tuple[float, bool]]:
@@ -239,7 +239,7 @@ class MeJaxLM(eval_model.TemplateLM):
   ) -> list[str]:
     """Goes on with contexts until a stop string, or as long as they may."""
     del disable_tqdm
-    result: list[str | None] = [None] * len(requests)
+    result: dict[int, str] = {}
     groups: dict[str, list[int]] = {}
     for i, request in enumerate(requests):
       groups.setdefault(repr(request.args[1]), []).append(i)
@@ -256,7 +256,7 @@ class MeJaxLM(eval_model.TemplateLM):
         self.cache_hook.add_partial('generate_until', requests[i].args, text)
         done += 1
         self._tell(done, len(requests))
-    return result
+    return [result[i] for i in range(len(requests))]
 
   def _generate(self, contexts: Sequence[str], kwargs: Any) -> Any:
     """Yields (index, text) as texts end."""

@@ -64,7 +64,7 @@ def score(
     given = (context + continuation)[-(longest + 1) :][:-1]
     key = (tuple(given), min(len(continuation), len(given)))
     shared.setdefault(key, []).append(i)
-  result: list[Likelihood | None] = [None] * len(pairs)
+  result: dict[int, Likelihood] = {}
   for rows, length, width in _passes(shared):
     batch, wanted_NW, targets_NCW = _lay_out(rows, pairs, length, width)
     sums_NC, greedy_NC = jax.device_get(
@@ -75,7 +75,7 @@ def score(
         result[i] = Likelihood(float(sums_NC[n, c]), bool(greedy_NC[n, c]))
         if on_result is not None:
           on_result(i, result[i])
-  return result
+  return [result[i] for i in range(len(pairs))]
 
 
 _Row = tuple[tuple[int, ...], list[int]]

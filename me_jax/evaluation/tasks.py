@@ -172,7 +172,7 @@ def configuration(
     _check_instructions(rows)
     graders['ifeval'] = _instructions
     for entry in found['metric_list']:
-      if entry['metric'].startswith('inst'):
+      if str(entry['metric']).startswith('inst'):
         entry['aggregation'] = utils.agg_inst_level_acc
   most = task.max_new_tokens
   return found | {

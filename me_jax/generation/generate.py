@@ -147,7 +147,9 @@ def generate(
   count = len(requests)
   tokens_XM = np.full((count, max_new_tokens), -1, np.int32)
   length_X, stopped_X = np.zeros(count, np.int32), np.zeros(count, bool)
-  ended = stopping.at_strings(stop_strings, decode) if stop_strings else None
+  ended = None
+  if stop_strings and decode is not None:
+    ended = stopping.at_strings(stop_strings, decode)
   for done, one in enumerate(
     serve.serve(
       model,

@@ -98,6 +98,7 @@ def draw(
     count_B: int32, which token of its row this is.
   """
   if 'repetition_penalty' in active:
+    assert seen_BV is not None
     by = values['repetition_penalty']
     punished_BV = jnp.where(logits_BV > 0, logits_BV / by, logits_BV * by)
     logits_BV = jnp.where(seen_BV, punished_BV, logits_BV)

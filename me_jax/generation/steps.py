@@ -11,8 +11,9 @@ tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import struct
 import jax
@@ -59,11 +60,12 @@ class Prompts(NamedTuple):
     seeds_N: uint32.
   """
 
-  tokens_NT: jax.Array
-  segments_NT: jax.Array
-  rows_N: jax.Array
-  left_N: jax.Array
-  seeds_N: jax.Array
+  # Arrays of numpy on the host, of JAX in a program, and shapes in a plan.
+  tokens_NT: Any
+  segments_NT: Any
+  rows_N: Any
+  left_N: Any
+  seeds_N: Any
 
 
 class Rule(NamedTuple):
@@ -74,8 +76,9 @@ class Rule(NamedTuple):
     stops_E: int32; -1 is none.
   """
 
-  values: Mapping[str, jax.Array]
-  stops_E: jax.Array
+  # As those of `Prompts`.
+  values: Mapping[str, Any]
+  stops_E: Any
 
 
 # One program, so that on many devices no cache lies whole on one of them.
@@ -101,7 +104,7 @@ def start(
   )
   seen = (rows, model.config.vocab_size)
   return State(
-    cache=cache.replace(started=True),
+    cache=dataclasses.replace(cache, started=True),
     token_B=jnp.zeros(rows, jnp.int32),
     active_B=jnp.zeros(rows, bool),
     left_B=jnp.zeros(rows, jnp.int32),
@@ -180,7 +183,11 @@ def prefill(
     left_B=put(state.left_B, left_N),
     count_B=put(state.count_B, zero_N + 1),
     seeds_B=put(state.seeds_B, prompts.seeds_N),
-    seen_BV=None if seen_NV is None else put(state.seen_BV, seen_NV),
+    seen_BV=(
+      None
+      if seen_NV is None or state.seen_BV is None
+      else put(state.seen_BV, seen_NV)
+    ),
   ), token_N
 
 
@@ -261,7 +268,7 @@ def decode(
 @functools.partial(jax.jit, donate_argnums=0)
 def stop(state: State, ended_B: jax.Array) -> State:
   """Ends rows whose text has ended for a reason that only the host knows."""
-  return state.replace(active_B=state.active_B & ~ended_B)
+  return dataclasses.replace(state, active_B=state.active_B & ~ended_B)
 
 
 def _ends(token_B: jax.Array, rule: Rule) -> jax.Array:

@@ -59,7 +59,9 @@ def masked(
       random = np.random.default_rng([seed, layer])
       score_LD[layer] = random.permutation(shape[1])
   else:
-    score_LD = _size(model, params, norm(config, select, me_layer))
+    name = norm(config, select, me_layer)
+    assert name is not None  # As it is not random.
+    score_LD = _size(model, params, name)
     if select == 'me_weight':
       score_LD = np.broadcast_to(score_LD[me_layer], shape)
     elif select == 'weight_bottom':

@@ -193,7 +193,7 @@ def _kinds(
   name: str, texts: list[prompts_lib.Prompt]
 ) -> dict[str, list[prompts_lib.Prompt]]:
   """Tells chats and plain texts apart: lists by name of a corpus."""
-  groups = {
+  groups: dict[str, list[prompts_lib.Prompt]] = {
     f'{name} chats': [text for text in texts if isinstance(text, list)],
     f'{name} texts': [text for text in texts if isinstance(text, str)],
   }

@@ -84,6 +84,7 @@ class _OrdinarySums:
     self, buffer: _Sums, value: jax.Array, context: sites.SiteContext
   ) -> _Sums:
     """Adds this layer's tokens, if it is wanted."""
+    assert context.marked_BT is not None  # As the scale is a parameter.
     hit_C = context.operands['sum_layers'] == context.layer
     kept_BT = (context.segments_BT > 0) & ~context.marked_BT & hit_C.any()
     h_BTD = jnp.where(kept_BT[..., None], value, 0).astype(jnp.float32)
@@ -105,6 +106,7 @@ class _MarkedVectors:
 
   def __call__(self, value: jax.Array, context: sites.SiteContext) -> _Marked:
     """Takes tokens out of `[B, T, D]`."""
+    assert context.marked_BT is not None
     marked_BT = context.marked_BT.astype(jnp.int32)
     # Of equal entries the first come first.
     _, at_BW = jax.lax.top_k(marked_BT, self.most)
@@ -194,5 +196,5 @@ def _run(
       {'ordinary': sums, 'sum_layers': layers_C},
       mutable='intermediates',
     )
-  seen = sites.read(state)
+  seen: dict[str, Any] = sites.read(state)
   return seen['ordinary'], seen['marked']

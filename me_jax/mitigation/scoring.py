@@ -165,7 +165,9 @@ def mean_and_gradient(
     Nats per predicted token, and its gradient with respect to the scale
     `[L, D]`.
   """
-  total, gradient_LD, tokens = 0.0, 0.0, 0
+  total, tokens = 0.0, 0
+  shape = model.config.num_hidden_layers, model.config.hidden_size
+  gradient_LD = np.zeros(shape)
   for start in starts:
     piece = passes.take_rows(texts.batch, start, texts.rows)
     counted_BT = np.zeros(piece.tokens_BT.shape, bool)

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -171,7 +171,7 @@ def strengths(
       )
       gradient -= (found_LD * masked_LD).sum(axis=1)[layers]
     update, state = optimiser.update(jnp.asarray(gradient), state)
-    strength = jnp.clip(strength + update, 0.0, 1.0)
+    strength = jnp.clip(strength + cast(Any, update), 0.0, 1.0)
     if progress:
       progress(step + 1, steps)
   return dataclasses.replace(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import dataclasses
 import operator
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -260,8 +260,9 @@ def marks(model: decoder.Decoder, recipe: Recipe) -> dict[str, np.ndarray]:
     bound_L = np.zeros(model.config.num_hidden_layers, np.float32)
     bound_L[recipe.after_layer] = recipe.bound
     return {sink.BOUND: bound_L}
-  wanted_W = np.zeros(max(recipe.tokens) + 1, np.float32)
-  wanted_W[list(recipe.tokens)] = 1.0
+  at = cast(tuple[int, ...], recipe.tokens)
+  wanted_W = np.zeros(max(at) + 1, np.float32)
+  wanted_W[list(at)] = 1.0
   return {sink.POSITIONS: wanted_W}
 
 
@@ -313,8 +314,8 @@ def ones(model: decoder.Decoder, params: decoder.Params) -> decoder.Params:
 
 def with_scale(params: decoder.Params, scale_LD: np.ndarray) -> decoder.Params:
   """Returns the parameters with this scale, whatever theirs was."""
-  scale_LD = jnp.asarray(scale_LD, jnp.float32)
-  return {**params, 'layers': {**params['layers'], sink.SCALE: scale_LD}}
+  leaf_LD = jnp.asarray(scale_LD, jnp.float32)
+  return {**params, 'layers': {**params['layers'], sink.SCALE: leaf_LD}}
 
 
 def check_report(model: decoder.Decoder, report: me_report.MEReport) -> None:
@@ -344,6 +345,8 @@ def chosen_layers(
         f'layers is {layers!r}, must be {" or ".join(LAYERS)}, or a list'
         f'{errors.nearest(layers, LAYERS)}'
       )
+    # Names are about a report, and whoever gives none gives a list.
+    assert report is not None
     if report.layer is None:
       raise errors.MeJaxError(
         f'the model has no ME Layer ({report.verdict}) for layers={layers!r}'

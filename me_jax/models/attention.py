@@ -11,6 +11,7 @@ half the rotated dims.
 from __future__ import annotations
 
 from collections.abc import Callable
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -125,12 +126,12 @@ class Attention(nn.Module):
     k_BSKH = rotate(project('k', 'kv_heads'))
     v_BSKH = project('v', 'kv_heads')
 
-    if call is not None and call.order_BT is None:
+    if call is not None and slots is not None and call.order_BT is None:
       out_BTNH, slots = self._decode(
         q_BTNH, k_BSKH, v_BSKH, windowed, context, call, slots
       )
     else:
-      if call is not None:
+      if call is not None and slots is not None:
         slots = cache_lib.write(call, slots, context.layer, k_BSKH, v_BSKH)
       out_BTNH = self._attend(
         q_BTNH,
@@ -287,7 +288,7 @@ class Attention(nn.Module):
           real_BQ[:, None, None, :, None], probs_BKGQS / total_BKGQ1, 0.0
         )
         probs_BNQS = probs_BKGQS.reshape(batch, heads, stop - start, -1)
-        chunk_context = context.replace(query_start=start)
+        chunk_context = dataclasses.replace(context, query_start=start)
         probs_BNQS = self.sites.write('attn_probs', probs_BNQS, chunk_context)
         if observed:
           part = self.sites.measure('attn_probs', probs_BNQS, chunk_context)

@@ -17,6 +17,7 @@ Letters: L layers, B rows, T new tokens, S slots, K key-value heads, H head dim.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from flax import struct
@@ -162,7 +163,8 @@ def admit(cache: Cache, segments_BT: jax.Array) -> tuple[Cache, Call]:
     order_BT=order_BT,
     clock=cache.clock,
   )
-  cache = cache.replace(
+  cache = dataclasses.replace(
+    cache,
     positions=call.after,
     length_B=cache.length_B + count_B,
     clock=cache.clock + segments_BT.shape[1],
@@ -268,7 +270,8 @@ def insert(cache: Cache, prompts: Cache, rows_N: jax.Array) -> Cache:
     at = (slice(None),) * lead + (rows_N,)
     return old.at[at].set(new.astype(old.dtype), mode='drop')
 
-  return cache.replace(
+  return dataclasses.replace(
+    cache,
     slots=tuple(
       Slots(move(old.k, new.k, 0), move(old.v, new.v, 0))
       for old, new in zip(cache.slots, prompts.slots)
@@ -286,7 +289,7 @@ def _put(
   """Puts T new entries along an axis of S, where the clock says."""
   size, time = old.shape[axis], new.shape[axis]
   if started and time == 1:
-    at = [0] * old.ndim
+    at: list[Any] = [0] * old.ndim
     at[axis] = clock % size
     return jax.lax.dynamic_update_slice(old, new, at)
   kept = min(size, time)

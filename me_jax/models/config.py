@@ -156,6 +156,7 @@ class ModelConfig:
     rope = self.rope
     if rope.kind not in ('dynamic', 'yarn'):
       return self.max_position_embeddings
+    assert rope.original_max_position_embeddings is not None
     stretched = int(rope.original_max_position_embeddings * rope.factor)
     return max(self.max_position_embeddings, stretched)
 

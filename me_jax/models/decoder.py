@@ -19,6 +19,7 @@ vocabulary, W wanted columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+import dataclasses
 import functools
 from typing import Any
 
@@ -255,13 +256,13 @@ class Decoder(nn.Module):
       for i in range(count):
         layer = jax.tree.map(lambda leaf, i=i: leaf[i], layers)
         if cache is not None:
-          carry = carry.replace(slots=cache.slots[i])
+          carry = dataclasses.replace(carry, slots=cache.slots[i])
         carry, _ = block(*attributes, name=f'layers_{i}')(carry, layer, shared)
         written += (carry.slots,)
     for name, buffer in carry.buffers.items():
       sites_lib.sow(self, name, buffer)
     if cache is not None:
-      cache = cache.replace(slots=written)
+      cache = dataclasses.replace(cache, slots=written)
     return carry.x_BTD, cache
 
   def _optional(self, name: str) -> jax.Array | None:

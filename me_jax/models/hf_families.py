@@ -119,6 +119,7 @@ def _write_phi3(config: config_lib.ModelConfig) -> dict[str, Any]:
   original = rope.original_max_position_embeddings
   if rope.kind == 'longrope':
     result['original_max_position_embeddings'] = original
+    assert original is not None  # This kind is refused without it.
     derived = config.max_position_embeddings / original
     if rope.factor == derived and rope.attention_factor is None:
       # transformers 4 insists on exactly these three.

@@ -38,6 +38,7 @@ def _gemma(
 
 def _write_gemma(config: config_lib.ModelConfig) -> dict[str, Any]:
   scalar = config.query_pre_attn_scalar
+  assert scalar is not None  # Every Gemma has one.
   return {
     'hidden_activation': config.hidden_act,
     'attention_bias': config.attention_bias,
@@ -90,7 +91,7 @@ def _read_gemma3(raw: hf_family.Raw, common: dict[str, Any]) -> dict[str, Any]:
   }
   bases = {
     'full_attention': raw,
-    'sliding_attention': raw | {'rope_theta': raw.get('rope_local_base_freq')},
+    'sliding_attention': {**raw, 'rope_theta': raw.get('rope_local_base_freq')},
   }
   rope, local = (
     hf_rope.read_one(scaled[kind], bases[kind], head_dim, theta=theta)
@@ -103,6 +104,7 @@ def _read_gemma3(raw: hf_family.Raw, common: dict[str, Any]) -> dict[str, Any]:
 
 def _write_gemma3(config: config_lib.ModelConfig) -> dict[str, Any]:
   full = hf_rope.write(config.rope)
+  assert config.rope_local is not None  # Every Gemma 3 has one.
   local = hf_rope.write_one(config.rope_local)
   result = _write_gemma(config) | full
   result['rope_parameters'] = {

@@ -116,7 +116,7 @@ def read_one(
         f'rope field {name} = {hf_fields.shown(value)} is not handled with '
         f'rope_type = {kind!r}.'
       )
-  fields = {'rope_theta': theta} | _present(raw, 'rope_theta') | scaling
+  fields = {'rope_theta': theta, **_present(raw, 'rope_theta'), **scaling}
   share = {'partial_rotary_factor': 1.0}
   share |= _present(raw, 'partial_rotary_factor')
   share |= _present(scaling, 'partial_rotary_factor')

@@ -6,7 +6,7 @@ Letters: B batch, T time, D model width, F FFN width, I in, O out.
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -53,7 +53,7 @@ def _dot_general(
   del dims
   # Backward may be traced where the surrounding default is another.
   return _product(
-    precision or jax.config.jax_default_matmul_precision, x, kernel
+    precision or cast(Any, jax.config).jax_default_matmul_precision, x, kernel
   )
 
 
@@ -161,7 +161,7 @@ class GatedMlp(nn.Module):
   ) -> jax.Array:
     """Maps the normalised state `[B, T, D]` to the branch's write."""
     config = self.config
-    kwargs = dict(
+    kwargs: dict[str, Any] = dict(
       use_bias=config.mlp_bias,
       dtype=self.dtype,
       param_dtype=self.param_dtype,

@@ -68,9 +68,19 @@ def inverse_frequencies(
   return _longrope(rope, wave_R, lengths)
 
 
+def _original(rope: config_lib.RopeConfig) -> int:
+  """Returns the context that was trained first, of a kind that needs it."""
+  original = rope.original_max_position_embeddings
+  if original is None:
+    raise errors.MeJaxError(
+      f"RoPE kind '{rope.kind}' needs original_max_position_embeddings."
+    )
+  return original
+
+
 def _llama3(rope: config_lib.RopeConfig, freq_R: np.ndarray) -> np.ndarray:
   """Llama 3.1's rule: long waves stretched, short ones kept, a ramp between."""
-  original = rope.original_max_position_embeddings
+  original = _original(rope)
   wave_R = 2 * math.pi / freq_R
   low, high = rope.low_freq_factor, rope.high_freq_factor
   ramp_R = (original / wave_R - low) / (high - low)
@@ -86,7 +96,7 @@ def _dynamic(
   lengths: jax.Array,
 ) -> jax.Array:
   """A base that grows with the text beyond the original context."""
-  original = rope.original_max_position_embeddings
+  original = _original(rope)
   lengths = jnp.maximum(lengths, original).astype(jnp.float32)
   stretch = rope.factor * lengths / original - (rope.factor - 1)
   base = rope.theta * stretch ** (rotated / (rotated - 2))
@@ -98,7 +108,7 @@ def _yarn(
   rope: config_lib.RopeConfig, rotated: int, wave_R: np.ndarray
 ) -> tuple[np.ndarray, float]:
   """Long waves stretched, short ones kept, a ramp over dimensions between."""
-  original = rope.original_max_position_embeddings
+  original = _original(rope)
 
   def dimension(rotations: float) -> float:
     turns = original / (rotations * 2 * math.pi)
@@ -134,7 +144,7 @@ def _longrope(
   rope: config_lib.RopeConfig, wave_R: np.ndarray, lengths: jax.Array
 ) -> tuple[jax.Array, float]:
   """One searched divisor a dimension; another set beyond the old context."""
-  original = rope.original_max_position_embeddings
+  original = _original(rope)
   one = np.float32(1.0)
   short_R = one / (np.asarray(rope.short_factor, np.float32) * wave_R)
   long_R = one / (np.asarray(rope.long_factor, np.float32) * wave_R)

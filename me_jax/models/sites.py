@@ -82,10 +82,15 @@ class Observer(Protocol):
     name: the key under which `read` returns the result.
   """
 
-  site: str
-  name: str
+  @property
+  def site(self) -> str:
+    """One of `SITES`."""
 
-  def __call__(self, value: jax.Array, context: SiteContext) -> jax.Array:
+  @property
+  def name(self) -> str:
+    """The key of the result."""
+
+  def __call__(self, value: jax.Array, context: SiteContext, /) -> Any:
     """Reduces the value of one layer; the results are stacked over layers.
 
     What an observer of `attn_probs` returns is added up over chunks of queries.
@@ -101,9 +106,11 @@ class Edit(Protocol):
     site: one of `SITES`.
   """
 
-  site: str
+  @property
+  def site(self) -> str:
+    """One of `SITES`."""
 
-  def __call__(self, value: jax.Array, context: SiteContext) -> jax.Array:
+  def __call__(self, value: jax.Array, context: SiteContext, /) -> jax.Array:
     """Returns the value that the block goes on with, of the same shape."""
 
 
@@ -169,7 +176,7 @@ class Sites:
         raise ValueError(f'{user.site!r} is no site; sites are {SITES}')
 
   @property
-  def captures(self) -> tuple[Capture, ...]:
+  def captures(self) -> tuple[Any, ...]:
     """The observers with a buffer: `Capture` and what has its methods."""
     return tuple(o for o in self.observers if hasattr(o, 'store'))
 
@@ -204,8 +211,9 @@ class Sites:
     """Returns what the observers of `attn_probs` make of their sums."""
     done = dict(measured)
     for observer in self.observers:
-      if observer.name in done and hasattr(observer, 'finish'):
-        done[observer.name] = observer.finish(done[observer.name], context)
+      finish = getattr(observer, 'finish', None)
+      if observer.name in done and finish is not None:
+        done[observer.name] = finish(done[observer.name], context)
     return done
 
   def keep(

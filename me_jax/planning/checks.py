@@ -145,8 +145,8 @@ def optimizer_state(
     compiled: the result, by whose word of where arguments lie.
     least: bytes that are worth a finding.
   """
-  state = program.args[program.state]
-  placed = compiled.places[program.state]
+  assert program.state is not None, program.name
+  state, placed = program.held, compiled.places[program.state]
   leaves = jax.tree.leaves_with_path(state.optimizer)
   places = jax.tree.leaves(
     placed.optimizer, is_leaf=lambda x: x is None or _is_place(x)

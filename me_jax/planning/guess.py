@@ -16,6 +16,7 @@ import math
 import jax
 
 from me_jax.models import config as config_lib
+from me_jax.planning import chips as chips_lib
 from me_jax.planning import programs
 from me_jax.planning import topology as topology_lib
 from me_jax.training import flops
@@ -180,7 +181,7 @@ def _seconds(
   compute: settings_lib.Compute,
   mesh: Mapping[str, int],
   tokens: int,
-  chip: object,
+  chip: chips_lib.Chip,
 ) -> float:
   """Returns the longest of arithmetic, memory and links, and a part of others.
 

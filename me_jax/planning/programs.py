@@ -62,6 +62,12 @@ class Program:
   model_flops: float = 0.0
   state: int | None = None
 
+  @property
+  def held(self) -> Any:
+    """The training state of a step, in shapes."""
+    assert self.state is not None, self.name
+    return self.args[self.state]
+
 
 class Held(NamedTuple):
   """What a run holds on its devices, as shapes with shardings.
@@ -278,7 +284,7 @@ def _held_out(
   run: settings_lib.Run,
   held: Held,
   model: Any,
-  program: Callable[..., Program],
+  program: functools.partial[Program],
 ) -> Program:
   """Returns the pass that scores held-out rows."""
   mesh, rules = program.keywords['mesh'], program.keywords['rules']

@@ -190,9 +190,9 @@ def _split(text: str) -> tuple[str, str, str]:
 def _layout(name: str, text: str, family: str, size: str) -> tuple[int, ...]:
   """Returns the grid of a slice that is named by its size."""
   facts = _FAMILIES[family]
-  chips = int(size) / facts.cores if size.isdecimal() else None
+  chips = int(size) / facts.cores if size.isdecimal() else 0.0
   if chips in facts.layouts:
-    return facts.layouts[chips]
+    return facts.layouts[int(chips)]
   if not facts.layouts:
     raise errors.MeJaxError(
       f'{name}: slices of {family} have no names by size, say the grid:'

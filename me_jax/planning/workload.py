@@ -174,7 +174,7 @@ def _train(
   """Yields the programs of a run with what lies beside each."""
   run = programs.everywhere(run)
   step, *others = programs.train(run, config, mesh)
-  state, frozen = step.args[step.state], _frozen(step)
+  state, frozen = step.held, _frozen(step)
   start = _start(run, step)
   held = local_bytes((state, frozen)) + start
   at = functools.partial(Target, topology=topology)
@@ -226,7 +226,7 @@ def _start(run: settings_lib.Run, step: programs.Program) -> int:
   """Returns the bytes of a copy of what is trained as it was at the start."""
   if not programs.keeps_start(run):
     return 0
-  return local_bytes(step.args[step.state].tree)
+  return local_bytes(step.held.tree)
 
 
 def _monitor(
@@ -235,7 +235,7 @@ def _monitor(
   """Returns the look that a run takes at the ME Layer."""
   shapes = jax.eval_shape(
     lambda tree, frozen: trained_lib.merge(tree, frozen, run.train),
-    step.args[step.state].tree,
+    step.held.tree,
     *_frozen(step),
   )
   params = programs.placed(

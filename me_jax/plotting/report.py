@@ -133,7 +133,7 @@ def _draw(figure: spec.Figure, folder: pathlib.Path) -> page.Still:
   with Image.open(png) as image:
     # Octrees are four times as quick as cutting at medians, but grey the white.
     small = image.convert('RGB').quantize(_COLORS, Image.Quantize.FASTOCTREE)
-  small.putpalette([255 if v > _WHITE else v for v in small.getpalette()])
+  small.putpalette([255 if v > _WHITE else v for v in small.getpalette() or ()])
   data = io.BytesIO()
   small.save(data, 'png')
   width, height = small.size

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 # Who a line is about; each has one colour throughout a report.
+Verdict = Literal['holds', 'in part', 'does not hold', 'not tested']
 Role = Literal['massive', 'control', 'other', 'me', 'attn', 'ffn', 'plain']
 Style = Literal[
   'line', 'dashed', 'dotted', 'bars', 'points', 'steps', 'thin', 'level'
@@ -206,7 +207,7 @@ class Section:
   name: str
   title: str
   claim: str
-  verdict: Literal['holds', 'in part', 'does not hold', 'not tested']
+  verdict: Verdict
   finding: str
   control: str
   figures: tuple[Figure, ...] = ()

@@ -10,10 +10,12 @@ from __future__ import annotations
 import os
 import pathlib
 import textwrap
+from typing import Any
 import warnings
 
 from matplotlib import colors as colors_lib
 from matplotlib import figure as figure_lib
+from matplotlib import layout_engine
 from matplotlib import patches as patches_lib
 from matplotlib import rc_context
 from matplotlib import ticker
@@ -43,7 +45,7 @@ _MOST_NAMES, _NAME = 40, 14
 # Characters, with one between names, that still stand upright below columns.
 _UPRIGHT = 44
 # The same bytes for the same figure.
-_SAVED = {'svg.hashsalt': 'me_jax', 'svg.fonttype': 'path'}
+_SAVED: dict[Any, Any] = {'svg.hashsalt': 'me_jax', 'svg.fonttype': 'path'}
 # Suffixes that name a format.
 FORMATS = ('png', 'svg', 'pdf')
 
@@ -64,13 +66,14 @@ def draw(figure: spec.Figure) -> figure_lib.Figure:
     _LOW if all(map(_low, figure.panels[start : start + columns])) else _HEIGHT
     for start in range(0, len(figure.panels), columns)
   ]
-  drawn = figure_lib.Figure(figsize=(width, sum(heights)), layout='constrained')
+  layout = layout_engine.ConstrainedLayoutEngine()
+  drawn = figure_lib.Figure(figsize=(width, sum(heights)), layout=layout)
   if any(map(_low, figure.panels)):
     # Their legends would touch the title beneath.
-    drawn.get_layout_engine().set(h_pad=_BETWEEN)
+    layout.set(h_pad=_BETWEEN)
   if any(isinstance(panel, spec.Ridges) for panel in figure.panels):
     # The layout does not count the label of the third axis.
-    drawn.get_layout_engine().set(rect=(0.0, 0.0, 0.98, 1.0))
+    layout.set(rect=(0.0, 0.0, 0.98, 1.0))
   # All of them first: colour bars come as further axes.
   grid = drawn.add_gridspec(len(heights), columns, height_ratios=heights)
   cells = [

@@ -192,6 +192,7 @@ def _line(axes, series: spec.Series, look, log_y: bool) -> None:
 
 
 def _whiskers(axes, x, series: spec.Series, color: str, base) -> None:
+  assert series.low is not None and series.high is not None
   y = np.asarray(series.y, np.float64)
   reach = np.stack([y - series.low, series.high - y])
   axes.errorbar(

@@ -6,11 +6,11 @@ differs from epoch to epoch is the order of the rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 import dataclasses
 import hashlib
 import json
-from typing import Any
+from typing import Any, cast
 
 from me_jax.training import examples as examples_lib
 from me_jax.training import packing
@@ -49,7 +49,8 @@ def rows(source: examples_lib.Encoded, pack: bool) -> list[Any]:
     return list(source.examples)
   if not pack:
     return [(example,) for example in source.examples]
-  lengths = [len(example.tokens_T) for example in source.examples]
+  texts = cast(Sequence[examples_lib.Example], source.examples)
+  lengths = [len(text.tokens_T) for text in texts]
   return [
     tuple(source.examples[i] for i in row)
     for row in packing.plan(lengths, source.length)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -174,7 +174,7 @@ def _pair(
   return Pair(
     *(
       _chat(tokenizer, config, chat, record.where, 'last')
-      for chat in record.texts
+      for chat in cast(Sequence[list[dict[str, str]]], record.texts)
     )
   )
 

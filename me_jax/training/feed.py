@@ -8,11 +8,11 @@ Letters: B rows, T time, P pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 import contextlib
 import functools
 import hashlib
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from me_jax.analysis import host as host_lib
 from me_jax.checkpoints import processes
 from me_jax.models import config as config_lib
 from me_jax.models import decoder
+from me_jax.training import batches as batches_lib
 from me_jax.training import objectives
 from me_jax.training import packing
 from me_jax.training import placement
@@ -83,7 +84,7 @@ def make(
 
   def feed(state: step_lib.State, step: int) -> Fed:
     del state, step  # The order is a function of the step by itself.
-    packed = next(plan.batches)
+    packed = cast(packing.Packed, next(plan.batches))
     return _fed(plan, packed, packed)
 
   return feed
@@ -115,7 +116,7 @@ def token_scorer(model: decoder.Decoder, run: settings_lib.Run) -> Any:
       prepare_lib.computed(run, tree, frozen),
       packed,
       chunk=run.compute.vocabulary_chunk,
-      temperature=run.method.sampling.temperature,
+      temperature=cast(settings_lib.Grpo, run.method).sampling.temperature,
     )
 
   return score
@@ -123,7 +124,9 @@ def token_scorer(model: decoder.Decoder, run: settings_lib.Run) -> Any:
 
 def _fed(plan: Any, batch: Any, packed: packing.Packed, **about: Any) -> Fed:
   texts = about.pop('texts', ())
-  tokens, about = _of_all(plan, np.count_nonzero(packed.segments_BT), about)
+  tokens, about = _of_all(
+    plan, int(np.count_nonzero(packed.segments_BT)), about
+  )
   return Fed(
     placement.to_global(batch, plan.mesh, plan.rules),
     packed,
@@ -171,12 +174,12 @@ def _dpo(
     both = jax.tree.map(lambda a, b: np.concatenate([a, b]), *pairs)
     return _fed(plan, objectives.Pairs(pairs, *sums), both)
 
-  if run.method.reference == 'beside':
+  if cast(settings_lib.Dpo, run.method).reference == 'beside':
     tree = jax.tree.map(lambda leaf: leaf.copy(), placed.state.tree)
 
     def feed(state: step_lib.State, step: int) -> Fed:
       del state, step
-      pairs = next(plan.batches)
+      pairs = cast(packing.PackedPairs, next(plan.batches))
       return together(pairs, score(tree, pairs))
 
     return feed
@@ -185,7 +188,7 @@ def _dpo(
 
   def look_up(state: step_lib.State, step: int) -> Fed:
     del state, step
-    pairs = next(plan.batches)
+    pairs = cast(packing.PackedPairs, next(plan.batches))
     sums = np.array([table[name] for name in _names(pairs)], np.float32)
     return together(pairs, (sums[:, 0], sums[:, 1]))
 
@@ -204,7 +207,7 @@ def _table(
   count = min(batches.epoch + 1, run.steps)
   table: dict[bytes, np.ndarray] = {}
   for done in range(count):
-    pairs = next(batches)
+    pairs = cast(packing.PackedPairs, next(batches))
     table |= zip(_names(pairs), np.stack(score(pairs), axis=1))
     if progress is not None:
       progress('scoring pairs by the reference', done + 1, count)
@@ -246,7 +249,7 @@ def _names(pairs: packing.PackedPairs) -> list[bytes]:
 
 def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
   """Returns the feed of answers."""
-  run, method = plan.run, plan.run.method
+  run, method = plan.run, cast(settings_lib.Grpo, plan.run.method)
   start = None
   if method.kl:
     start = jax.tree.map(lambda leaf: leaf.copy(), placed.state.tree)
@@ -258,7 +261,7 @@ def _grpo(plan: prepare_lib.Plan, placed: prepare_lib.Placed) -> Feed:
   def feed(state: step_lib.State, step: int) -> Fed:
     if step % method.updates:
       return last[0]
-    prompts = next(plan.batches)
+    prompts = cast(batches_lib.Prompts, next(plan.batches))
     # As the loss computes with them: what is scored is what was drawn.
     params = host_lib.readable(
       prepare_lib.computed(run, state.tree, placed.frozen)
@@ -327,7 +330,7 @@ def own_mesh(
 @contextlib.contextmanager
 def _own_devices(
   plan: prepare_lib.Plan, params: decoder.Params
-) -> Iterator[decoder.Params]:
+) -> Generator[decoder.Params]:
   """Yields parameters on this process's devices, which are the mesh inside.
 
   Each process draws other answers, in another number of steps: on the mesh of

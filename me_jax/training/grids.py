@@ -29,7 +29,10 @@ def arrange(
   within = tuple(size // span for size, span in zip(shape, across))
 
   def make(split: bool) -> np.ndarray:
-    kwargs = {'devices': devices, 'allow_split_physical_axes': split}
+    kwargs: dict[str, Any] = {
+      'devices': devices,
+      'allow_split_physical_axes': split,
+    }
     if math.prod(across) == 1:
       return mesh_utils.create_device_mesh(within, **kwargs)
     return mesh_utils.create_hybrid_device_mesh(within, across, **kwargs)

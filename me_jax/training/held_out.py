@@ -205,6 +205,7 @@ def correct(before: Texts, after: Texts) -> float:
     after: of the model.
   """
   chosen_N = before.loss_N - after.loss_N
+  assert before.rejected_N is not None and after.rejected_N is not None
   rejected_N = before.rejected_N - after.rejected_N
   return float(np.mean(chosen_N > rejected_N))
 
@@ -219,12 +220,11 @@ def to_json(texts: Texts) -> dict[str, Any]:
 
 def from_json(content: dict[str, Any]) -> Texts:
   """Returns what `to_json` was given."""
-  return Texts(
-    *(
-      None if content[name] is None else np.array(content[name], np.float64)
-      for name in Texts._fields
-    )
-  )
+  found: list[Any] = [
+    None if content[name] is None else np.array(content[name], np.float64)
+    for name in Texts._fields
+  ]
+  return Texts(*found)
 
 
 def _filled(values: np.ndarray, rows: int) -> np.ndarray:

@@ -39,7 +39,7 @@ class Judge:
     """
     self._plan, self._progress = plan, progress
     self._sets = [one.settings for one in plan.held_out]
-    self._score = None
+    self._score: Any = None
     if plan.held_out:
       most = max(one.most for one in plan.held_out)
       self._score = held_out_lib.scorer(model, plan.run, plan.mesh, most)

@@ -6,7 +6,7 @@ Letters: B rows, T time, D model width, W columns whose logits are wanted: none.
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def token_logprobs(
     temperature=temperature,
     entropy=entropy,
     # Backward may be traced where the surrounding default is another.
-    precision=precision or jax.config.jax_default_matmul_precision,
+    precision=precision or cast(Any, jax.config).jax_default_matmul_precision,
   )
   if tied:
     head = head.reshape(groups, size, -1)

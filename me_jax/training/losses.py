@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from me_jax import errors
 
@@ -154,7 +155,7 @@ def check_grpo(*, clip: float, kl: float, normalize: str) -> None:
 
 
 def group_advantages(
-  rewards_GR: jax.Array, *, epsilon: float = 1e-4
+  rewards_GR: jax.Array | np.ndarray, *, epsilon: float = 1e-4
 ) -> jax.Array:
   """Says how much better each answer is than others to the same question.
 
@@ -170,7 +171,7 @@ def group_advantages(
   Returns:
     Advantages `[G, R]` float32; 0 in a group of equal rewards.
   """
-  rewards_GR = rewards_GR.astype(jnp.float32)
+  rewards_GR = jnp.asarray(rewards_GR, jnp.float32)
   # By the rewards themselves: the mean of equal numbers may differ from them.
   varied_G1 = jnp.ptp(rewards_GR, axis=1, keepdims=True) > 0
   centred_GR = rewards_GR - jnp.mean(rewards_GR, axis=1, keepdims=True)

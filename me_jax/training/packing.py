@@ -9,7 +9,7 @@ Letters: B rows, T tokens of a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,9 +28,10 @@ class Packed(NamedTuple):
       nothing to be predicted from.
   """
 
-  tokens_BT: np.ndarray
-  segments_BT: np.ndarray
-  wanted_BT: np.ndarray
+  # Arrays of numpy on the host, of JAX in a step, and shapes in a plan.
+  tokens_BT: Any
+  segments_BT: Any
+  wanted_BT: Any
 
 
 class PackedPairs(NamedTuple):

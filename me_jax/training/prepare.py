@@ -10,7 +10,7 @@ from collections.abc import Callable
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -248,7 +248,9 @@ def computed(
 def _plan(run: settings_lib.Run, progress: Progress | None) -> Plan:
   checkpoint = load_lib.open_checkpoint(run.model)
   config = checkpoint.config
-  checkpoint.check()
+  # One of me_jax's own was compared with its model when it was opened.
+  if isinstance(checkpoint, load_lib.Checkpoint):
+    checkpoint.check()
   model_check.check(run, config)
   mesh = sharding_lib.mesh(**dataclasses.asdict(run.mesh))
   length = run.data.length
@@ -318,7 +320,7 @@ def _check_rewards(run: settings_lib.Run) -> None:
     for record in data_lib.rows_of(source, run.method.kind)
   ]
   rewards_lib.check_rows(
-    run.method.sampling.rewards,
+    cast(settings_lib.Grpo, run.method).sampling.rewards,
     [record.row for record in records],
     [record.where for record in records],
   )
@@ -349,6 +351,8 @@ def _masked(
   plan: Plan,
 ) -> decoder.Params:
   """Returns parameters with WeMask."""
+  # As `_needs_report` says of a rate.
+  assert report is not None
   return wemask.wemask(
     model,
     params,

@@ -7,7 +7,7 @@ time works in a folder: a lock that ends with its process says so.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 import contextlib
 import json
 import os
@@ -135,7 +135,7 @@ def check(
 
 
 @contextlib.contextmanager
-def lock(folder: str | os.PathLike[str]) -> Iterator[None]:
+def lock(folder: str | os.PathLike[str]) -> Generator[None]:
   """Keeps other processes out of a folder, until the block or the process ends.
 
   For one process of a run; makes the folder.

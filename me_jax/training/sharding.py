@@ -130,7 +130,7 @@ class Rules:
     Raises:
       MeJaxError: two of its dimensions would be cut along one mesh axis.
     """
-    owner: dict[str, str] = {}
+    owner: dict[str, str | None] = {}
     for axis in axes:
       for name in getattr(self, axis) if axis else ():
         if name in owner:
@@ -143,7 +143,9 @@ class Rules:
       *((getattr(self, axis) or None) if axis else None for axis in axes)
     )
 
-  def parts(self, axis: str, mesh: jax.sharding.Mesh) -> int:
+  def parts(
+    self, axis: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
+  ) -> int:
     """Returns into how many parts a mesh cuts a logical axis."""
     return math.prod(mesh.shape[name] for name in getattr(self, axis))
 
@@ -226,7 +228,7 @@ def spans(shape: Sequence[int], slices: int) -> tuple[int, ...]:
 
 def fit(
   config: config_lib.ModelConfig,
-  mesh: jax.sharding.Mesh,
+  mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh,
   rules: Rules = DEFAULT,
   *,
   rows: int | None = None,

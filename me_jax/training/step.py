@@ -85,7 +85,7 @@ def make(
 
     norm = optax.tree.norm(gradient)
     updates, moved = optimizer.update(gradient, state.optimizer, state.tree)
-    tree = optax.apply_updates(state.tree, updates)
+    tree: Any = optax.apply_updates(state.tree, updates)
     tree = trained_lib.project(tree, run.train)
     finite = jnp.isfinite(means['loss'] + norm)
     means |= {

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -87,5 +87,5 @@ def _served() -> bool:
   """Says whether JAX itself waits for SIGTERM, as it does once it is joined."""
   return (
     jax.distributed.is_initialized()
-    and jax.config.jax_enable_preemption_service
+    and cast(Any, jax.config).jax_enable_preemption_service
   )

@@ -254,13 +254,13 @@ def axes(
   def of_frozen(path: Any, _: Any) -> jax.sharding.PartitionSpec:
     if _name(path) in _SINK:
       return spec(None, 'norm') if _name(path) == sink.SCALE else spec(None)
-    axes = params_axes
+    axes: Any = params_axes
     for key in path:
       axes = axes[key.key]
     return axes
 
   of_params = jax.tree.map_with_path(of_frozen, frozen.params)
-  return found, frozen.replace(params=of_params)
+  return found, dataclasses.replace(frozen, params=of_params)
 
 
 def check(settings: Trained) -> None:

@@ -130,7 +130,7 @@ def _chunk(
   # First as it lies, then whole in D, so that of a head that is cut along D as
   # well no more than a chunk is gathered.
   piece = logical_axes.constrain(piece, how.axes).astype(hidden_BTD.dtype)
-  axes = (axis if axis == 'vocab' else None for axis in how.axes)
+  axes = [axis if axis == 'vocab' else None for axis in how.axes]
   piece = logical_axes.constrain(piece, axes)
   logits = how.dot('btd,h->btgp', hidden_BTD, piece)
   logits = logical_axes.constrain(logits, ('batch', 'time', 'act_vocab', None))
@@ -164,7 +164,7 @@ def score(
 
 def forward(
   how: How, head: jax.Array, hidden_BTD: jax.Array, targets_BT: jax.Array
-) -> tuple[Scores, tuple[jax.Array, ...]]:
+) -> tuple[Scores, tuple[jax.Array | None, ...]]:
   """Returns the scores and what backward needs."""
 
   def step(carry, i):

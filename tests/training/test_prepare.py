@@ -206,6 +206,14 @@ def test_adapters_are_a_function_of_the_seed(small):
   assert trees[0] == trees[1] != trees[2]
 
 
+def test_a_model_in_our_own_format_can_be_trained_too(small, stock, tmp_path):
+  me_jax.save(stock, tmp_path / 'own')
+  plan, placed = placed_of(small, model=str(tmp_path / 'own'))
+  merged = prepare.merged(placed, plan.run, placed.state.tree)
+  del merged['layers'][sink.SCALE]
+  assert bits(merged) == bits(stock.params)
+
+
 def test_the_fingerprint_is_of_the_weights(small, tmp_path):
   _, one = placed_of(small)
   _, two = placed_of(small, train=what('full'), seed=3)

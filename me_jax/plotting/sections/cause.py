@@ -58,7 +58,7 @@ def matters(effect: bootstrap.Estimate) -> bool:
   return effect.value <= -_MATTERS and effect.high < 0
 
 
-def _verdict(factorial: factorial_lib.Factorial) -> str:
+def _verdict(factorial: factorial_lib.Factorial) -> spec.Verdict:
   if not factorial.tested:
     return 'not tested'
   raw = factorial.of_kind('me')[0].raw
@@ -283,7 +283,7 @@ def _figures(
         f'The FFN multiplies the norm of the massive token by {ffn[0]:,.0f} at '
         f'the ME Layer, that of ordinary tokens by {ffn[1]:.3g}; alignment is '
         f'{match[0]:.3f} against {match[1]:.3f}.'
-        if ffn
+        if ffn and match
         else 'There is no ME Layer; the lines show every layer.'
       ),
       panels=cause_figures.ffn_panels(attribution, marks),

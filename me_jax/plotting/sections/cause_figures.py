@@ -143,11 +143,14 @@ def _groups(
   values_GSL: np.ndarray,
   what: str = '',
   *,
-  style: str = 'line',
+  style: spec.Style = 'line',
 ) -> tuple[spec.Series, ...]:
   """Returns a line for the massive token, and one for ordinary tokens."""
   token = 'massive token' if found.massive else 'first token'
-  names = ((token, 'massive'), ('ordinary tokens', 'control'))
+  names: tuple[tuple[str, spec.Role], ...] = (
+    (token, 'massive'),
+    ('ordinary tokens', 'control'),
+  )
   return tuple(
     spec.Series(
       label=f'{name}, {what}' if what else name,

@@ -45,7 +45,7 @@ def section(
     if len(layers)
     else 'There are no layers to compare.'
   )
-  verdict = 'not tested'
+  verdict: spec.Verdict = 'not tested'
   finding = f'The effective rank lies between {_range(rank_L2[:, 0])}.'
   if where is not None and len(where.after):
     others = float(found.sinks.secondary[where.after].mean())
@@ -69,7 +69,7 @@ def _finding(
   change_L: np.ndarray,
   where: where_lib.Where,
   others: float,
-) -> tuple[str, str]:
+) -> tuple[spec.Verdict, str]:
   """Returns verdict and finding; `others` are a text's other massive tokens."""
   after = rank_L2[where.after, 0].mean()
   change = change_L[where.after].mean()

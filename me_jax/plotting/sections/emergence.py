@@ -50,7 +50,7 @@ def section(report: me_report.MEReport) -> spec.Section:
   )
 
 
-def _verdict(report: me_report.MEReport) -> str:
+def _verdict(report: me_report.MEReport) -> spec.Verdict:
   if report.verdict == 'none':
     return 'not tested'
   if report.verdict != 'single':

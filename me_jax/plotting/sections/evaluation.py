@@ -73,7 +73,7 @@ def spelt(
   return f'{value}{unit} ({low} to {high})'
 
 
-def _verdict(found: Sequence[compare.Compared], warning: str) -> str:
+def _verdict(found: Sequence[compare.Compared], warning: str) -> spec.Verdict:
   said = {(one.task, one.metric.name): one.verdict for one in found}
   gained = [word for (task, _), word in said.items() if task in _GAINS]
   if warning or not any(gained):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from me_jax.analysis import bootstrap
 from me_jax.analysis import interventions as interventions_lib
 from me_jax.analysis import me_report
 from me_jax.plotting import spec
@@ -51,11 +52,10 @@ def section(found: interventions_lib.Interventions) -> spec.Section:
   )
 
 
-def _verdict(found: interventions_lib.Interventions) -> str:
+def _verdict(found: interventions_lib.Interventions) -> spec.Verdict:
   if not found.tested:
     return 'not tested'
-  zero = found.named('zero').increase
-  mean = found.named('mean').increase
+  zero, mean = _increase(found, 'zero'), _increase(found, 'mean')
   breaks = zero.value >= _HARM and zero.low > 0
   harmless = abs(mean.value) <= _HARMLESS * max(abs(zero.value), _HARM)
   others = [abs(c.increase.value) for c in found.conditions if c.control]
@@ -65,8 +65,17 @@ def _verdict(found: interventions_lib.Interventions) -> str:
   return 'in part' if zero.low > 0 and specific else 'does not hold'
 
 
+def _increase(
+  found: interventions_lib.Interventions, name: str
+) -> bootstrap.Estimate:
+  """Returns the increase of a condition that was run."""
+  condition = found.named(name)
+  assert condition is not None, name
+  return condition.increase
+
+
 def _said(found: interventions_lib.Interventions, name: str) -> str:
-  increase = found.named(name).increase
+  increase = _increase(found, name)
   return f'{increase.value:+.4g} ({increase.low:+.4g} to {increase.high:+.4g})'
 
 

@@ -22,7 +22,7 @@ def figure(outcome: outcome_lib.Outcome) -> spec.Figure:
   for kind in kinds:
     title = 'plain text' if kind == tune.PLAIN else kind
     lines, x_label = _lines(outcome.dose, kind)
-    end = max(series.x[-1] for series in lines)
+    end = max(np.asarray(series.x)[-1] for series in lines)
     values = np.concatenate([series.y for series in lines])
     values = values[np.isfinite(values)]
     low, high = values.min(), values.max()
@@ -57,7 +57,7 @@ def figure(outcome: outcome_lib.Outcome) -> spec.Figure:
         )
       )
     best = min(lines, key=lambda s: np.nanmin(s.y))
-    at = best.x[int(np.nanargmin(best.y))]
+    at = np.asarray(best.x)[int(np.nanargmin(best.y))]
     lowest = (
       f'lowest with {best.label} at {at:g}, {words.number(low)}'
       if low < 0

@@ -53,7 +53,8 @@ def _role(outcome: outcome_lib.Outcome, mask: str) -> spec.Role:
   """Returns whose colour a mask has."""
   if mask == shown(outcome):
     return 'massive'
-  return {STOCK: 'other', PAPER: 'plain'}.get(mask, 'control')
+  roles: dict[str, spec.Role] = {STOCK: 'other', PAPER: 'plain'}
+  return roles.get(mask, 'control')
 
 
 def _held_out(outcome: outcome_lib.Outcome) -> spec.Figure:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from me_jax.mitigation import outcome as outcome_lib
+from me_jax.plotting import spec
 from me_jax.plotting.sections import mitigation_tables as words
 
 CHOSEN, PAPER, STOCK = words.CHOSEN, outcome_lib.PAPER, words.STOCK
@@ -87,7 +88,7 @@ def _mean(
   return float(np.mean(values)) if values else math.nan
 
 
-def verdict(outcome: outcome_lib.Outcome, judged: Judged) -> str:
+def verdict(outcome: outcome_lib.Outcome, judged: Judged) -> spec.Verdict:
   """Returns what is left of the claim.
 
   It holds where at least half of the corpora that count improve, none gets

@@ -37,7 +37,7 @@ def section(
   where = where_lib.where(report)
   inputs = found.rigidity.state.inputs
   mark = where_lib.marks(None) if where is None else where.mark
-  common = dict(
+  common: dict[str, Any] = dict(
     name='rigidity',
     title="The massive token's state is rigid",
     claim=_CLAIM,
@@ -177,7 +177,9 @@ def _figures(
   return across, between
 
 
-def _lines(label: str, found: rigidity.Cosines, role: str) -> list[spec.Series]:
+def _lines(
+  label: str, found: rigidity.Cosines, role: spec.Role
+) -> list[spec.Series]:
   if found.inputs < 2:
     return []
   quantiles_QL = found.quantiles_QL

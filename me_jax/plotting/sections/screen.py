@@ -87,16 +87,14 @@ def _verdict(
   screen: screen_report.Screen,
   report: me_report.MEReport,
   hits: dict[str, bool],
-) -> str:
+) -> spec.Verdict:
+  clear = screen.prediction is not None and screen.prediction.clear
   if report.layer is None:
     # Nothing to name: only a clear prediction is wrong.
-    clear = screen.prediction is not None and screen.prediction.clear
     return 'does not hold' if clear else 'not tested'
   if not hits or not (hits['layer'] or hits['channel']):
     return 'does not hold'
-  return (
-    'holds' if all(hits.values()) and screen.prediction.clear else 'in part'
-  )
+  return 'holds' if all(hits.values()) and clear else 'in part'
 
 
 def _finding(

@@ -60,7 +60,7 @@ def section(
 
 def _finding(
   found: diagnosis.Sinks, where: where_lib.Where | None
-) -> tuple[str, str]:
+) -> tuple[spec.Verdict, str]:
   mean_L = found.attention.mean(axis=1)
   rate_L = found.rate.mean(axis=1)
   if where is None or not len(where.after):
@@ -232,7 +232,9 @@ def _maps(
   )
 
 
-def _over_heads(label: str, values_LN: np.ndarray, role: str) -> spec.Series:
+def _over_heads(
+  label: str, values_LN: np.ndarray, role: spec.Role
+) -> spec.Series:
   low, high = np.quantile(values_LN, (0.1, 0.9), axis=1)
   return spec.Series(
     label=label, y=values_LN.mean(axis=1), low=low, high=high, role=role

@@ -54,7 +54,7 @@ def section(
   )
 
 
-def verdict(held_out: Sequence[compared_lib.HeldOut]) -> str:
+def verdict(held_out: Sequence[compared_lib.HeldOut]) -> spec.Verdict:
   """Returns what held-out texts say about the claim.
 
   Args:

@@ -52,7 +52,9 @@ def extras(run: rows_lib.Run) -> dict[str, rows_lib.Curve]:
   Parts are keys that start with `reward_`, or stand under `rewards`.
   """
   keys = rows_lib.names(run.train)
-  paths = {key: (key,) for key in (REWARD,) if key in keys}
+  paths: dict[str, tuple[str, ...]] = {
+    key: (key,) for key in (REWARD,) if key in keys
+  }
   paths |= {k: (k,) for k in keys if k.startswith(f'{REWARD}_')}
   paths |= {
     f'{REWARD}: {part}': ('rewards', part)

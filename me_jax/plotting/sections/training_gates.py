@@ -60,10 +60,10 @@ def figure(run: rows_lib.Run) -> spec.Figure | None:
   if found is None:
     return None
   step_S, mean_LS, masked_LS = found
-  has_gates_L = np.isfinite(mean_LS).any(axis=1)
+  has_gates_L = np.any(np.isfinite(mean_LS), axis=1)
   if not has_gates_L.any():
     return None
-  has_gates_L |= np.isfinite(masked_LS).any(axis=1)
+  has_gates_L |= np.any(np.isfinite(masked_LS), axis=1)
   first, last = np.flatnonzero(has_gates_L)[[0, -1]]
   caption = (
     'A gate multiplies a channel of what attention receives of the massive '
@@ -139,7 +139,10 @@ def _by_layer_chart(
 ) -> spec.Chart:
   """Draws the first and the last look."""
   here_L = np.flatnonzero(np.isfinite(values_LS).any(axis=1))
-  looks = {0: ('other', 'dashed'), len(step_S) - 1: ('massive', 'line')}
+  looks: dict[int, tuple[spec.Role, spec.Style]] = {
+    0: ('other', 'dashed'),
+    len(step_S) - 1: ('massive', 'line'),
+  }
   if len(looks) == 1:
     title += f', step {step_S[0]:,}'
   y_range = curves.room(values_LS[:, list(looks)].ravel())

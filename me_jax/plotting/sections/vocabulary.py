@@ -52,7 +52,7 @@ def section(
   )
 
 
-def _verdict(probe: vocabulary_report.VocabularyProbe) -> str:
+def _verdict(probe: vocabulary_report.VocabularyProbe) -> spec.Verdict:
   if probe.reason or not probe.behind:
     return 'not tested' if probe.reason else 'does not hold'
   in_front = probe.everything.share >= _MOST
@@ -119,10 +119,12 @@ def _figure(
   probe: vocabulary_report.VocabularyProbe, spell: Spell | None
 ) -> spec.Figure:
   alone = probe.alone
-  groups = [('alone, in front', 'massive', alone)] + [
-    (f'control: behind {_name(one.front, spell)}', 'control', one.readings)
-    for one in probe.behind
+  groups: list[tuple[str, spec.Role, vocabulary_report.Readings]] = [
+    ('alone, in front', 'massive', alone)
   ]
+  for one in probe.behind:
+    label = f'control: behind {_name(one.front, spell)}'
+    groups.append((label, 'control', one.readings))
   log = [np.log10(np.maximum(r.peak, 1e-3)) for _, _, r in groups]
   return spec.Figure(
     name='vocabulary-peaks',

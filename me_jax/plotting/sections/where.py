@@ -43,9 +43,7 @@ def where(report: me_report.MEReport) -> Where | None:
   )
 
 
-def marks(
-  layer: int | None, others: Iterable[int] = ()
-) -> dict[str, tuple[float, ...] | str]:
+def marks(layer: int | None, others: Iterable[int] = ()) -> dict[str, Any]:
   """Returns what charts mark: `marks` and `mark_label` of `spec.Chart`.
 
   Args:
