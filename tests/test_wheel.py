@@ -72,9 +72,12 @@ def test_nothing_else_is_in_it(names):
   assert not [name for name in names if name.endswith('.pyc')]
 
 
-def test_its_version_is_the_one_in_pyproject():
+def test_its_version_is_the_same_everywhere():
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text('utf-8'))
   assert project['project']['version'] == me_jax.__version__
+  citation = (ROOT / 'CITATION.cff').read_text('utf-8')
+  assert f'\nversion: {me_jax.__version__}\n' in citation
+  assert f'\n## [{me_jax.__version__}]' in (ROOT / 'CHANGELOG.md').read_text()
 
 
 def test_it_works_outside_the_checkout(wheel, tmp_path):
