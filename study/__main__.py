@@ -41,8 +41,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     '--steps',
     type=lambda text: text.split(','),
-    default=list(steps_lib.NAMES),
-    help=f'which of {",".join(steps_lib.NAMES)} are run. Default: all.',
+    help=f'which of {",".join(steps_lib.NAMES)} are run. Default: all;'
+    ' with --quick no LoRA.',
   )
   add(
     '--quick',
@@ -72,7 +72,8 @@ def main(
   flags = _parser().parse_args(argv)
   models = flags.model or [options_lib.DEFAULT_MODEL]
   options_lib.check(models, flags.data)
-  for name in flags.steps:
+  steps = flags.steps or (steps_lib.QUICK if flags.quick else steps_lib.NAMES)
+  for name in steps:
     if name not in steps_lib.NAMES:
       raise errors.MeJaxError(
         f'there is no step {name!r}{errors.nearest(name, steps_lib.NAMES)};'
@@ -90,7 +91,7 @@ def main(
       model=model, out=flags.out, data=flags.data, quick=flags.quick
     )
     for name in steps_lib.NAMES:
-      if name in flags.steps:
+      if name in steps:
         step = steps_lib.make(name, options)
         done = runner.run(step, options, data_sha256, launch=launch)
         failed |= done['status'] == runner.FAILED

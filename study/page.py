@@ -104,7 +104,7 @@ def _abstract(studies: Sequence[Mapping[str, Any]]) -> str:
 def _counted(study: Mapping[str, Any], paper: bool) -> str:
   """Says how many claims have which verdict, and which they are."""
   said = []
-  for verdict, spelt in words.VERDICTS.items():
+  for verdict in words.VERDICTS:
     labels = [
       _lower(claim.label)
       for claim in claims_lib.CLAIMS
@@ -112,13 +112,7 @@ def _counted(study: Mapping[str, Any], paper: bool) -> str:
       and study['claims'][claim.name]['verdict'] == verdict
     ]
     if labels:
-      verb = {'holds': 'hold', 'holds in part': 'hold in part'}.get(
-        spelt, spelt
-      )
-      if len(labels) == 1:
-        verb = spelt
-      elif verb == 'does not hold here':
-        verb = 'do not hold here'
+      verb = words.COUNTED[verdict][len(labels) > 1]
       said.append(f'{len(labels)} {verb} ({"; ".join(labels)})')
   return estimates.listed(said)
 
@@ -239,12 +233,17 @@ def _untested(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     left_out = one['tasks_left_out']
     if left_out:
       said.append(f'- {_model(one)}: the tasks {estimates.listed(left_out)}.')
+    labels: dict[str, list[str]] = {}
     for claim in claims_lib.CLAIMS:
       answer = one['claims'][claim.name]
       if answer['verdict'] == collect.NOT_TESTED:
         # What a report says of it begins with the reason.
-        why = answer.get('why') or answer['finding'].split('. ')[0] + '.'
-        said.append(f'- {_model(one)}, {_lower(claim.label)}: {why}')
+        why = answer.get('why') or answer['finding'].split('. ')[0]
+        labels.setdefault(why.rstrip('.'), []).append(_lower(claim.label))
+    said += [
+      f'- {_model(one)}, {"; ".join(which)}: {why}.'
+      for why, which in labels.items()
+    ]
   return said
 
 

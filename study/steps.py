@@ -60,7 +60,7 @@ _Made = tuple[list[str], str | None]
 def _explain(options: options_lib.Options, out: pathlib.Path) -> _Made:
   argv = ['me_jax', 'explain', f'--model={options.model}']
   if options.quick:
-    argv += ['--vocabulary=64']
+    argv += ['--vocabulary=64', '--bos=auto']
   return [*argv, f'--out={out / "report"}'], None
 
 
@@ -152,3 +152,5 @@ _MAKERS = {
   'evaluate': _evaluate,
 }
 NAMES = tuple(_MAKERS)
+# Enough to see that everything works.
+QUICK = tuple(name for name in NAMES if not name.startswith('train-lora'))

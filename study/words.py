@@ -32,6 +32,13 @@ VERDICTS = {
   'does not hold': 'does not hold here',
   'not tested': 'not tested',
 }
+# The same of one claim, and of several.
+COUNTED = {
+  'holds': ('holds', 'hold'),
+  'in part': ('holds in part', 'hold in part'),
+  'does not hold': ('does not hold here', 'do not hold here'),
+  'not tested': ('was not tested', 'were not tested'),
+}
 SUMMARY = (
   'A claim *holds* where what it says was seen by its whole interval or range and '
   'not in its control; it holds *in part* where some of it was. The exact rules '

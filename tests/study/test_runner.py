@@ -97,10 +97,12 @@ def test_commands_do_not_tell_where_folders_are(tmp_path):
   data.mkdir()
   options = options_lib.Options(out=str(tmp_path / 'here'), data=str(data))
   found, _ = _run(options, 'mitigate')
-  assert found['command'] == (
-    'me-jax mitigate --model=smollm2 --data=path/to/sets --texts=16'
-    ' --calibration=16 --out=out/study/smollm2/mitigate/run'
+  command = found['command']
+  assert command.startswith(
+    'me-jax mitigate --model=smollm2 --data=path/to/sets '
   )
+  assert command.endswith(' --out=out/study/smollm2/mitigate/run')
+  assert str(tmp_path) not in command
 
 
 def test_later_steps_take_the_relaxed_model_if_there_is_one(options):

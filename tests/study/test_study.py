@@ -20,7 +20,7 @@ def _run(tmp_path):
   def run(*argv, **fake):
     launcher = study_steps.Launcher(**fake)
     status = study.main(
-      ['--quick', f'--out={tmp_path / "out"}', f'--page={page}', *argv],
+      [f'--out={tmp_path / "out"}', f'--page={page}', *argv],
       launch=launcher,
     )
     return status, page.read_text(), launcher
@@ -73,6 +73,13 @@ def test_steps_that_were_not_run_are_not_tested(run):
   page = run('--steps=explain')[1]
   assert 'Not tested: mitigate: not run' in page
   assert 'Holds.' in page
+
+
+def test_a_quick_run_says_that_it_is_no_result(run):
+  status, page, launcher = run('--quick')
+  assert status == 0 and len(launcher.asked) == 6
+  assert 'Its numbers are no results' in page
+  assert any('--texts=4' in argv for argv in launcher.asked)
 
 
 def test_several_models_have_a_column_each(run, tmp_path):
