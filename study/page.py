@@ -144,7 +144,7 @@ def _methods(studies: Sequence[Mapping[str, Any]]) -> list[str]:
       parts.append(one['headline'])
     cards = one['steps'].values()
     commands = [card['command'] for card in cards if 'command' in card]
-    parts.append('```\n' + '\n'.join(commands) + '\n```')
+    parts.append('```text\n' + '\n'.join(commands) + '\n```')
     rows = [
       [
         card['name'],

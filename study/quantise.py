@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
   from me_jax.plotting.sections import quantisation as section_lib
 
   report_lib.check_target(flags.out)
+  written = _written(flags.relaxed)
   sources = corpora.read(flags.data) if flags.data else corpora.builtin()
   checkpoint, prompts = running.read(flags)
   with session.progress() as progress:
@@ -64,7 +65,7 @@ def main(argv: list[str]) -> None:
     result = quantisation.measure(
       found.model,
       found.params,
-      _variants(found, flags),
+      _variants(found, written, flags),
       texts,
       me_layer=found.report.layer,
       seed=flags.seed,
@@ -85,26 +86,38 @@ def main(argv: list[str]) -> None:
   print(f'wrote {page}')
 
 
-def _variants(found: running.Running, flags: Any) -> dict[str, Any]:
+def _written(relaxed: str | None) -> dict[str, str]:
+  """Returns the folders of relaxed models by the names they get here.
+
+  Raises:
+    MeJaxError: there should be some, and are none.
+  """
+  if relaxed is None:
+    return {}
+  folders = {name: os.path.join(relaxed, form) for name, form in _FORMS.items()}
+  # A mask that could not be baked has been written in the other form alone.
+  found = {name: path for name, path in folders.items() if os.path.isdir(path)}
+  if not found:
+    raise errors.MeJaxError(
+      f'--relaxed={relaxed} holds none of {", ".join(_FORMS.values())}.'
+    )
+  return found
+
+
+def _variants(
+  found: running.Running, written: dict[str, str], flags: Any
+) -> dict[str, Any]:
   """Returns the parameters of the relaxed models."""
   from me_jax.checkpoints import load
   from me_jax.mitigation import wemask
 
-  if flags.relaxed is None:
+  if not written:
     masked = wemask.wemask(found.model, found.params, found.report)
     return {'masked': masked}
-  variants = {}
-  for name, form in _FORMS.items():
-    folder = os.path.join(flags.relaxed, form)
-    # A mask that could not be baked has been written in the other form alone.
-    if os.path.isdir(folder):
-      checkpoint = load.open_checkpoint(folder)
-      variants[name] = checkpoint.load_params(flags.dtype)
-  if not variants:
-    raise errors.MeJaxError(
-      f'--relaxed={flags.relaxed} holds none of {", ".join(_FORMS.values())}.'
-    )
-  return variants
+  return {
+    name: load.open_checkpoint(folder).load_params(flags.dtype)
+    for name, folder in written.items()
+  }
 
 
 def _texts(sources: Any, checkpoint: Any, flags: Any) -> dict[str, Any]:
