@@ -17,12 +17,13 @@ from me_jax.checkpoints import locate
 from me_jax.cli import flags as flags_lib
 from me_jax.mitigation import gates
 from me_jax.models import sites
-from tests.support import documented
+from tests.support import page_model
 from tests.support import pages
 
 # Besides the public names.
 ALSO = {'gates.start': gates.start, 'sites.read': sites.read}
 EXAMPLES = {name: getattr(me_jax, name) for name in me_jax.__all__} | ALSO
+WRITERS = {'export', 'read_metadata', 'save'}
 WITH_CODE = [page for page in pages.all_of_them() if pages.python_blocks(page)]
 
 
@@ -37,12 +38,12 @@ def smollm2():
 
 @pytest.fixture(scope='module')
 def small_model(tmp_path_factory):
-  return documented.write(tmp_path_factory.mktemp('small') / 'model')
+  return page_model.write(tmp_path_factory.mktemp('small') / 'model')
 
 
-@pytest.mark.parametrize('name', EXAMPLES)
-def test_an_example_says_what_happens(name, smollm2, tmp_path, monkeypatch):
-  """On the default model, which all examples share."""
+@pytest.fixture
+def examined(smollm2, monkeypatch, tmp_path):
+  """The default model, loaded once; in an empty folder."""
   really = load_lib.load
 
   def load(source='smollm2', **settings):
@@ -51,21 +52,11 @@ def test_an_example_says_what_happens(name, smollm2, tmp_path, monkeypatch):
 
   monkeypatch.setattr(load_lib, 'load', load)
   monkeypatch.chdir(tmp_path)
-  thing = EXAMPLES[name]
-  # What a class inherits, and its methods, have no example of ours.
-  test = doctest.DocTestParser().get_doctest(
-    thing.__doc__, {'me_jax': me_jax}, name, None, 0
-  )
-  assert test.examples, f'{name} has no example'
-  said = []
-  runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
-  runner.run(test, out=said.append)
-  assert not runner.failures, ''.join(said)
 
 
-@pytest.mark.parametrize('page', WITH_CODE, ids=_name)
-def test_the_code_of_a_page_runs(page, small_model, tmp_path, monkeypatch):
-  """In order, in one namespace; a small model stands for the default one."""
+@pytest.fixture
+def replaced(small_model, monkeypatch, tmp_path):
+  """A small model in place of the default one; in an empty folder."""
   really = locate.locate
   monkeypatch.setattr(
     locate,
@@ -73,11 +64,28 @@ def test_the_code_of_a_page_runs(page, small_model, tmp_path, monkeypatch):
     lambda name: small_model if name == 'smollm2' else really(name),
   )
   monkeypatch.chdir(tmp_path)
-  documented.write_rows(tmp_path / 'rows.jsonl')
-  names = {'__name__': 'page'}
+
+
+@pytest.mark.parametrize('name', sorted(EXAMPLES.keys() - WRITERS))
+def test_an_example_says_what_happens(name, examined):
+  _run(name)
+
+
+@pytest.mark.parametrize('name', sorted(WRITERS))
+def test_an_example_of_writing_says_what_happens(name, replaced):
+  """Of any model: the default one is half a gigabyte."""
+  _run(name)
+
+
+@pytest.mark.parametrize('page', WITH_CODE, ids=_name)
+def test_the_code_of_a_page_runs(page, replaced, tmp_path):
+  """In order, in one namespace."""
+  page_model.write_rows(tmp_path / 'rows.jsonl')
+  names = {'__name__': '__main__'}
   for line, code in pages.python_blocks(page):
     # Errors then point at the page.
-    exec(compile('\n' * line + code, str(page), 'exec'), names)
+    code = compile('\n' * line + code, str(page), 'exec', dont_inherit=True)
+    exec(code, names)
 
 
 @pytest.mark.parametrize('page', pages.all_of_them(), ids=_name)
@@ -130,6 +138,18 @@ def test_every_page_is_reachable(tmp_path):
   for page in tmp_path.rglob('*.html'):
     found = [url for url in loaded.findall(page.read_text()) if url]
     assert not found, page
+
+
+def _run(name):
+  # What a class inherits, and its methods, have no example of ours.
+  test = doctest.DocTestParser().get_doctest(
+    EXAMPLES[name].__doc__, {'me_jax': me_jax}, name, None, 0
+  )
+  assert test.examples, f'{name} has no example'
+  said = []
+  runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+  runner.run(test, out=said.append)
+  assert not runner.failures, ''.join(said)
 
 
 def _text(name):
