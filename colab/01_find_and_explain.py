@@ -66,7 +66,7 @@ def table(header, rows):
 # `smollm2` is the default model. A folder with safetensors and config.json, a
 # `.gguf` file or a hub id is as good: change `MODEL`, and everything below is
 # about yours. The texts are 24 short prompts (prose, code, maths, chats, other
-# languages), with and without the BOS token.
+# languages); `bos='both'` would run each with and without the BOS token.
 
 # %%
 import numpy as np
@@ -76,7 +76,7 @@ from me_jax.analysis import prompts
 
 MODEL = 'smollm2'
 lm = me_jax.load(MODEL)
-batch = me_jax.encode(lm, prompts.builtin(), bos='both')
+batch = me_jax.encode(lm, prompts.builtin())
 print(f'{lm.config.num_hidden_layers} layers of width {lm.config.hidden_size}')
 print(
   f'{len(batch.tokens_BT)} prompts of up to {batch.tokens_BT.shape[1]} tokens'
@@ -219,9 +219,13 @@ from me_jax.plotting.sections import sinks
 from me_jax.plotting.sections import where as where_lib
 
 where = where_lib.where(report)
-text = max(prefixes.texts_of(batch, report), key=len)[:40]
+texts = prefixes.texts_of(batch, report)
+longest = max(range(len(texts)), key=lambda x: len(texts[x]))
+position = max(int(report.position_by_text[longest]), 0)
 layers = [int(i) for i in (where.layer, where.after[0], where.after[-1])]
-maps = attention_maps.attention_maps(lm.model, lm.params, text, layers)
+maps = attention_maps.attention_maps(
+  lm.model, lm.params, texts[longest][: position + 40], layers, position
+)
 show_section(sinks.section(found, report, maps), {'sinks-layers', 'sinks-maps'})
 
 # %% [markdown]

@@ -79,18 +79,18 @@ from me_jax.mitigation import measure
 from me_jax.mitigation import scoring
 
 lm = me_jax.load('smollm2')
-found_on = me_jax.encode(lm, prompts.builtin(), bos='both')
+found_on = me_jax.encode(lm, prompts.builtin())
 report = me_jax.find_me_layer(lm.model, lm.params, found_on)
 print(report.headline())
 
 samples = resources.files('me_jax.training').joinpath('samples/chats.jsonl')
 groups = {
-  'chats': prompts.read(samples)[:16],
-  'plain texts': [p for p in prompts.builtin() if isinstance(p, str)][:16],
+  'chats': prompts.read(samples)[:12],
+  'plain texts': [p for p in prompts.builtin() if isinstance(p, str)][:12],
 }
 references = {}
 for name, texts in groups.items():
-  encoded = corpora.encode(lm.tokenizer, lm.config, texts, 16, 192)
+  encoded = corpora.encode(lm.tokenizer, lm.config, texts, 12, 128)
   laid_out = scoring.lay_out(encoded, bos_token_id=lm.config.bos_token_id)
   references[name] = measure.reference(
     lm.model, lm.params, laid_out, chat=name == 'chats'
@@ -107,7 +107,7 @@ for name, texts in groups.items():
 # %%
 import numpy as np
 
-RATES = (0.1, 0.25, 0.5, 0.75, 1.0)
+RATES = (0.25, 0.5, 1.0)
 MASKS = {
   'largest weight (WeMask)': dict(),
   'control: random channels': dict(select='random'),
@@ -187,7 +187,7 @@ table(
 # And the strength, at half of the channels:
 
 # %%
-STRENGTHS = (0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.25, 0.5, 1.0)
 by_strength = {
   name: [changed(name, rate=0.5, strength=s) for s in STRENGTHS]
   for name in groups
@@ -228,7 +228,7 @@ models = {
     lm.model, lm.params, report, rate=0.5, select='random'
   ),
 }
-looked_at = me_jax.encode(lm, prompts.builtin()[:12])
+looked_at = me_jax.encode(lm, prompts.builtin()[:10])
 inside = {
   name: measure.internals(lm.model, params, looked_at, report)
   for name, params in models.items()
@@ -320,7 +320,7 @@ asked = batch_lib.make_batch(
 
 def answers(params):
   """Returns an answer to each question."""
-  out = me_jax.generate(lm.model, params, asked, max_new_tokens=56)
+  out = me_jax.generate(lm.model, params, asked, max_new_tokens=48)
   return [
     ' '.join(lm.tokenizer.decode(ids, skip_special_tokens=True).split())
     for ids in out.ids()

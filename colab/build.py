@@ -11,7 +11,9 @@ or shows where it was run, and if all of it takes too long or is too large.
 from __future__ import annotations
 
 import argparse
+import base64
 import getpass
+import io
 import pathlib
 import re
 import socket
@@ -23,10 +25,14 @@ import jupytext
 import nbclient
 from nbclient import exceptions
 import nbformat
+from PIL import Image
 
 FOLDER = pathlib.Path(__file__).resolve().parent
 MOST_SECONDS = 180
 MOST_BYTES = 700_000
+# Seconds after which a cell is given up.
+_HANGS = 600
+_COLORS = 128
 # What a reader's kernel may say anew; nothing of it is ours to keep.
 _KERNEL = {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'}
 _PATHS = re.compile(r'/(?:home|root|tmp|work|Users|usr|opt|content|var)/[\w.]')
@@ -72,7 +78,7 @@ def execute(source: pathlib.Path) -> tuple[nbformat.NotebookNode, float]:
   notebook = read(source)
   client = nbclient.NotebookClient(
     notebook,
-    timeout=MOST_SECONDS,
+    timeout=_HANGS,
     kernel_name=_KERNEL['name'],
     record_timing=False,
     resources={'metadata': {'path': str(source.parent)}},
@@ -166,11 +172,11 @@ def build(source: pathlib.Path, out: pathlib.Path) -> str:
   notebook, seconds = execute(source)
   if found := problems(notebook):
     raise NotebookError('\n'.join(f'{source.name}, {x}' for x in found))
+  size = write(notebook, out / f'{source.stem}.ipynb')
   if seconds > MOST_SECONDS:
     raise NotebookError(
       f'{source.name}: took {seconds:.0f} s, over {MOST_SECONDS} s'
     )
-  size = write(notebook, out / f'{source.stem}.ipynb')
   return f'{source.stem:<28} {seconds:4.0f} s  {size / 1000:4.0f} kB'
 
 
@@ -186,7 +192,7 @@ def _execute(
   try:
     client.execute_cell(cell, number)
   except exceptions.CellTimeoutError as error:
-    raise NotebookError(f'{where}: over {MOST_SECONDS} s') from error
+    raise NotebookError(f'{where}: over {_HANGS} s') from error
   except exceptions.CellExecutionError as error:
     print(error.traceback, file=sys.stderr)
     raise NotebookError(f'{where}: {error.ename}: {error.evalue}') from error
@@ -203,7 +209,17 @@ def _normalize(notebook: nbformat.NotebookNode) -> None:
       # The same picture in words: "<Figure size 1100x425 with 2 Axes>".
       if 'image/png' in output.get('data', {}):
         output.data.pop('text/plain', None)
-        output.data['image/png'] = output.data['image/png'].strip()
+        output.data['image/png'] = _smaller(output.data['image/png'])
+
+
+def _smaller(picture: str) -> str:
+  """Returns a PNG, in base64, with as many colours as a figure needs."""
+  with Image.open(io.BytesIO(base64.b64decode(picture))) as whole:
+    # Dithering would make noise of what is one colour.
+    few = whole.convert('RGB').quantize(_COLORS, dither=Image.Dither.NONE)
+  smaller = io.BytesIO()
+  few.save(smaller, 'png', optimize=True)
+  return base64.b64encode(smaller.getvalue()).decode()
 
 
 def main() -> None:
