@@ -49,16 +49,6 @@ class Divergence:
     """Mean over all predicted tokens, nats."""
     return float(self.kl_X.sum() / self.tokens_X.sum())
 
-  @property
-  def loss_a(self) -> float:
-    """Mean loss of the first tree, nats per token."""
-    return float(self.loss_a_X.sum() / self.tokens_X.sum())
-
-  @property
-  def loss_b(self) -> float:
-    """Mean loss of the second tree, nats per token."""
-    return float(self.loss_b_X.sum() / self.tokens_X.sum())
-
 
 def kl(
   model: decoder.Decoder,

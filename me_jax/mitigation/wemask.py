@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 import dataclasses
 import operator
-from typing import Any, cast
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -256,13 +256,12 @@ def marks(model: decoder.Decoder, recipe: Recipe) -> dict[str, np.ndarray]:
   """Returns the leaves that say which tokens a recipe is about."""
   if recipe.tokens == 'first':
     return {}
-  if recipe.tokens == 'massive':
+  if isinstance(recipe.tokens, str):  # `massive`.
     bound_L = np.zeros(model.config.num_hidden_layers, np.float32)
     bound_L[recipe.after_layer] = recipe.bound
     return {sink.BOUND: bound_L}
-  at = cast(tuple[int, ...], recipe.tokens)
-  wanted_W = np.zeros(max(at) + 1, np.float32)
-  wanted_W[list(at)] = 1.0
+  wanted_W = np.zeros(max(recipe.tokens) + 1, np.float32)
+  wanted_W[list(recipe.tokens)] = 1.0
   return {sink.POSITIONS: wanted_W}
 
 
@@ -314,8 +313,8 @@ def ones(model: decoder.Decoder, params: decoder.Params) -> decoder.Params:
 
 def with_scale(params: decoder.Params, scale_LD: np.ndarray) -> decoder.Params:
   """Returns the parameters with this scale, whatever theirs was."""
-  leaf_LD = jnp.asarray(scale_LD, jnp.float32)
-  return {**params, 'layers': {**params['layers'], sink.SCALE: leaf_LD}}
+  scale = jnp.asarray(scale_LD, jnp.float32)
+  return {**params, 'layers': {**params['layers'], sink.SCALE: scale}}
 
 
 def check_report(model: decoder.Decoder, report: me_report.MEReport) -> None:
@@ -345,18 +344,16 @@ def chosen_layers(
         f'layers is {layers!r}, must be {" or ".join(LAYERS)}, or a list'
         f'{errors.nearest(layers, LAYERS)}'
       )
-    # Names are about a report, and whoever gives none gives a list.
-    assert report is not None
+    assert report is not None  # Who gives none gives a list.
     if report.layer is None:
       raise errors.MeJaxError(
         f'the model has no ME Layer ({report.verdict}) for layers={layers!r}'
         ' to follow: list the layers to mask'
       )
     start = report.span[-1] + 1
-    chosen = range(start, depth if layers == 'after' else start + 1)
     if start >= depth:
       raise errors.MeJaxError('no layer comes after the emergence span')
-    return tuple(chosen)
+    return tuple(range(start, depth if layers == 'after' else start + 1))
   chosen = _whole(layers, 'layers')
   if not chosen or min(chosen) < 0 or max(chosen) >= depth:
     raise errors.MeJaxError(

@@ -190,8 +190,8 @@ def _split(text: str) -> tuple[str, str, str]:
 def _layout(name: str, text: str, family: str, size: str) -> tuple[int, ...]:
   """Returns the grid of a slice that is named by its size."""
   facts = _FAMILIES[family]
-  chips = int(size) / facts.cores if size.isdecimal() else 0.0
-  if chips in facts.layouts:
+  chips = int(size) / facts.cores if size.isdecimal() else None
+  if chips is not None and chips in facts.layouts:
     return facts.layouts[int(chips)]
   if not facts.layouts:
     raise errors.MeJaxError(
