@@ -117,10 +117,6 @@ CLAIMS = (
     paper=False,
     step='explain',
     section='vocabulary',
-    figures={
-      'vocabulary-peaks': 'How large single tokens become, alone and behind '
-      'others.',
-    },
   ),
   Claim(
     name='need',

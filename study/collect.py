@@ -24,7 +24,7 @@ from study import steps as steps_lib
 
 NOT_TESTED = 'not tested'
 # Bytes of a figure, its width in dots, and colours.
-_LARGEST, _WIDTH, _COLORS = 200_000, 1200, 96
+_LARGEST, _WIDTH, _COLORS = 200_000, 1200, 128
 _ABOUT = (
   'dtype', 'matmul_precision', 'attention', 'device', 'prompts', 'prompt_count',
   'prompts_sha256', 'bos', 'seed',
@@ -166,7 +166,9 @@ def _figure(source: pathlib.Path, target: pathlib.Path, model: str) -> str:
     data = io.BytesIO()
     height = round(small.height * width / small.width)
     resized = small.resize((width, height), Image.Resampling.LANCZOS)
-    resized.quantize(_COLORS).save(data, 'png', optimize=True)
+    # The median cut would blend colours that few dots have.
+    octree = resized.quantize(_COLORS, Image.Quantize.FASTOCTREE)
+    octree.save(data, 'png', optimize=True)
     if data.tell() <= _LARGEST:
       break
     width = int(width * 0.85)

@@ -55,8 +55,8 @@ METHODS = (
 )
 MACHINE = (
   '{name}: {cores} cores ({cpu}), {memory} GiB of memory, {system}. Seconds are '
-  'by the clock, and load is the number of running processes of the machine '
-  'when the step began: where it is above zero, other work made the step slower.'
+  'by the clock, and load is how many processes of the machine ran or waited in '
+  'the minute before the step began: other work made steps slower.'
 )
 TEXTS_DATA = (
   'Prompts of the analyses: {prompts} ({count}, SHA-256 {prompt_hash}…), each '
@@ -88,6 +88,9 @@ LIMITS = (
   '**Small models.** The paper studies models of billions of parameters. What '
   'a small model does may differ, most of all in ability tasks, where it is '
   'near the floor.',
+  '**Not every number has an interval.** The prediction from weights is of one '
+  'set of weights. Attention and effective ranks are means over texts and heads, '
+  'with the same of a control beside them.',
   '**One seed.** Masks are deterministic; training runs, control tokens and '
   'random channels are drawn once.',
   '**Short runs.** Fine-tuning takes minutes here, and evaluation takes a few '
