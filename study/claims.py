@@ -84,6 +84,8 @@ CLAIMS = (
     figures={
       'mitigation-held-out': 'Change of the loss on held-out texts by corpus: '
       'the chosen mask, the published one and the controls.',
+      'mitigation-attention': 'Attention to the massive token by layer, and its '
+      'sink rate, without a mask and with several.',
     },
   ),
   Claim(
@@ -92,6 +94,10 @@ CLAIMS = (
     paper=True,
     step='evaluate',
     section='evaluation',
+    figures={
+      'evaluation': 'What the mask changes, task by task: paired differences '
+      'with intervals.',
+    },
   ),
   Claim(
     name='mask-in-training',
