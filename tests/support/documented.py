@@ -16,11 +16,12 @@ from me_jax.mitigation import wemask
 from tests.support import planted
 from tests.support import training_folder
 
-# Flags behind those of the page, which make a run short.
+# Flags behind those of the page, which make a run short; `fixtures` by name.
 SHORT = {
-  'find': (),
-  'explain': ('--vocabulary=16',),
+  'find': ('--prompts={prompts}',),
+  'explain': ('--vocabulary=16', '--prompts={prompts}'),
   'mitigate': (
+    '--prompts={prompts}',
     '--texts=3', '--calibration=3', '--length=96', '--rate=0.5',
     '--strength=0.5', '--layers=after', '--select=weight', '--budget=9',
     '--noby_layer',
@@ -30,14 +31,14 @@ SHORT = {
     '--tasks=gsm8k,loss', '--limit=2', '--max_new_tokens=4', '--anew',
   ),
   'train': (
-    '--steps=2', '--set=data.length=96', '--set=data.batch=2',
-    '--set=evaluation.length=96', '--set=monitor_every=0',
+    '--steps=2', '--set=data.length=192', '--set=data.batch=2',
+    '--set=evaluation.length=192', '--set=monitor_every=0',
     '--set=train.gates.layers=5,6,7',
   ),
   'export': ('--overwrite',),
 }  # fmt: skip
-# Rows of each set, of which configurations leave some dozens for the end.
-_ROWS = 60
+# Rows of each set: the configurations look beyond the first hundred.
+_ROWS = 200
 
 
 def sets(folder: pathlib.Path) -> pathlib.Path:
@@ -66,6 +67,14 @@ def sets(folder: pathlib.Path) -> pathlib.Path:
   return folder
 
 
+def texts(folder: pathlib.Path) -> pathlib.Path:
+  """Writes a file of a few texts: each corpus takes its time."""
+  folder.mkdir()
+  lines = [json.dumps({'text': f'text {i} of a few'}) for i in range(8)]
+  (folder / 'texts.jsonl').write_text('\n'.join(lines))
+  return folder
+
+
 def fixtures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   """Writes what the value of a flag may stand for, by the flag's name."""
   model = training_folder.model(folder / 'model')
@@ -73,11 +82,12 @@ def fixtures(folder: pathlib.Path) -> dict[str, pathlib.Path]:
   masked = wemask.wemask(lm.model, lm.params, planted.report(), rate=0.5)
   me_jax.save(lm._replace(params=masked), folder / 'masked')
   prompts = folder / 'prompts.txt'
-  prompts.write_text('one prompt\nand another\n')
+  prompts.write_text('one prompt\nand another\nand a third\n')
   return {
     'model': model,
     'model_config': model,
     'mitigation': folder / 'masked',
     'data': sets(folder / 'sets'),
+    'corpus': texts(folder / 'texts'),
     'prompts': prompts,
   }
