@@ -336,8 +336,11 @@ table(
 # ## What this does not show
 #
 # A gain here is a fact about this model and a few easy texts, never a promise.
-# The same setting that helps chats can cost plain text a little; read the panel on
-# the right, and the random channels beside it. A mask that is to be kept should be
+# Read the panel on the right as well: an interval that holds zero is no difference.
+# Random channels weaken the sink as much as WeMask does and help less, so that a weaker
+# sink alone is not what helps. At rate 1 the two are the same mask.
+#
+# A mask that is to be kept should be
 # chosen on texts that are apart from those it is judged by: `me-jax mitigate
 # --data=...` does that, over hundreds of texts, fits a strength for each layer,
 # and can bake the mask into plain weights for any runtime.
