@@ -266,6 +266,10 @@ print(
 # the first run does beyond the control would be about the massive token. Compare
 # the two rows of each kind of text above before you believe either.
 #
+# Where this was run, the massive token's gates learnt faster and cost plain texts more.
+# Faster is not farther: in sixty steps on GSM8K the control ended lower
+# (`configs/smollm2_sft_gates_token5.py` has the numbers).
+#
 # Two more honest points. Eight steps on rows that are all alike measure how quickly a
 # format is learnt. And a claim that relaxing massive activations helps fine-tuning is
 # better made with the mask fixed and the same numbers trained with and without it:
