@@ -1,11 +1,14 @@
 """How often is each part of a compiled program run?
 
 A loop's length is in `known_trip_count` or, as in TPU programs, only in what
-its condition compares: a counter, which the body adds to, and a limit.
+its condition compares: a counter, which the body adds to, and a limit. A loop
+that may end before, as that over steps of decoding does once no row goes on,
+counts as often as it may run.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 import dataclasses
 import functools
 import math
@@ -99,7 +102,10 @@ def run(module: hlo_text.Module) -> Run:
 def _trips(
   module: hlo_text.Module, name: str, loop: hlo_text.Instruction
 ) -> int | None:
-  """Returns how often a loop's body is run; None if the text does not tell."""
+  """Returns how often a loop's body is run; None if the text does not tell.
+
+  Where several things must hold for it to go on, it is run so often at most.
+  """
   match = _TRIPS.search(loop.rest)
   if match:
     return int(match[1])
@@ -107,14 +113,48 @@ def _trips(
   body = module.computations.get(loop.attribute('body'))
   if condition is None or body is None:
     return None
-  test = condition.instructions[condition.root]
-  if test.opcode in ('fusion', 'call'):
-    condition = module.computations[hlo_text.callees(test)[0]]
-    test = condition.instructions[condition.root]
-  if test.opcode != 'compare':
-    return None
+  found = [
+    _holds(module, name, loop, body, place, test)
+    for place, test in _tests(module, condition.name, condition.root)
+  ]
+  return min((times for times in found if times is not None), default=None)
+
+
+def _tests(
+  module: hlo_text.Module, name: str, value: str
+) -> Iterator[tuple[str, hlo_text.Instruction]]:
+  """Yields comparisons that must all hold, and the computation of each."""
+  one = module.computations[name].instructions[value]
+  if one.opcode == 'compare':
+    yield name, one
+  elif one.opcode == 'and':
+    for operand in one.operands:
+      yield from _tests(module, name, operand)
+  elif one.opcode in ('fusion', 'call'):
+    name = hlo_text.callees(one)[0]
+    yield from _tests(module, name, module.computations[name].root)
+
+
+def _holds(
+  module: hlo_text.Module,
+  name: str,
+  loop: hlo_text.Instruction,
+  body: hlo_text.Computation,
+  place: str,
+  test: hlo_text.Instruction,
+) -> int | None:
+  """Returns how often a test of a loop holds, one time after another.
+
+  Args:
+    module: where it is.
+    name: of the loop's computation.
+    loop: whose condition has the test.
+    body: of the loop.
+    place: the test's computation.
+    test: a comparison.
+  """
   counter, limit = (
-    _origin(module, condition.name, operand) for operand in test.operands
+    _origin(module, place, operand) for operand in test.operands
   )
   direction = test.attribute('direction')
   if not _counts(module, body, counter):

@@ -118,10 +118,11 @@ def notes(
     lines.append(
       'prefill and decode: of one host, each draws its own share of answers.'
     )
-  if any(one.uncounted for one in found):
+  uncounted = [one.name for one in found if one.uncounted]
+  if uncounted:
     lines.append(
-      'loops whose length is not in the program count once, as a step of'
-      ' decoding does.'
+      f'{", ".join(uncounted)}: has loops whose length is not in the program.'
+      ' They count once, so it does, moves and sends more, and takes longer.'
     )
   return tuple(lines)
 

@@ -99,6 +99,42 @@ def test_a_loop_of_unknown_length_counts_once_and_is_named():
   assert hlo.counted(text).unknown == ('inner',)
 
 
+FURTHER = """  %less = pred[]{:T(512)} compare(%i.1, %last), direction=LT
+  %sooner = s32[]{:T(128)} constant(7)
+  %lesser = pred[]{:T(512)} compare(%sooner, %i.1), direction=GT
+  %x.1 = f32[8,128]{1,0:T(8,128)S(1)} get-tuple-element(%q.1), index=1
+  %some = pred[]{:T(512)} custom-call(%x.1), custom_call_target="Some"
+"""
+
+
+@pytest.mark.parametrize(
+  ('root', 'times'),
+  [
+    # 0, 2, ... 10, unless some end it before.
+    ('and(%less, %some)', 6),
+    ('and(%some, %less)', 6),
+    # 0, 2, 4, 6.
+    ('and(%less, %lesser)', 4),
+  ],
+)
+def test_a_loop_that_may_end_early_counts_as_often_as_it_may_run(root, times):
+  line = '  ROOT %less = pred[]{:T(512)} compare(%i.1, %last), direction=LT\n'
+  assert line in LOOPS
+  text = LOOPS.replace(
+    line, f'{FURTHER}  ROOT %both = pred[]{{:T(512)}} {root}\n'
+  )
+  (one,) = hlo.collectives(text)
+  assert one.times == 5 * times
+  assert hlo.counted(text).unknown == ()
+
+
+def test_a_loop_with_no_limit_that_is_known_has_no_length():
+  text = LOOPS.replace('ROOT %less =', '%less =').replace(
+    'direction=LT\n', 'direction=LT\n  ROOT %o = pred[] or(%less, %less)\n'
+  )
+  assert hlo.counted(text).unknown == ('inner',)
+
+
 def test_memory_moves_only_what_leaves_the_chip():
   # Each time round the outer loop reads and writes one of five slices, and
   # copies it onto the chip, where the inner one stays.
