@@ -19,6 +19,8 @@ from me_jax.planning import hlo_text
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 # What passes a number on as it is.
 _SAME = ('copy', 'bitcast', 'convert', 'reshape', 'broadcast')
+# A constant, or a computation of a loop and which part of the state it is given.
+_Origin = int | tuple[str, int] | None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,13 +162,11 @@ def _holds(
   if not _counts(module, body, counter):
     counter, limit = limit, counter
     direction = direction.translate(str.maketrans('LG', 'GL'))
-  if not isinstance(counter, tuple):
+  if not isinstance(counter, tuple) or direction == 'EQ':
     return None
   step = _step(module, body, counter[1])
-  first = _number(module, name, loop.operands[0], counter[1])
-  last = limit if isinstance(limit, int) else None
-  if isinstance(limit, tuple):
-    last = _number(module, name, loop.operands[0], limit[1])
+  first = _number(module, _origin(module, name, loop.operands[0], counter[1]))
+  last = _number(module, limit)
   if first is None or last is None or not step:
     return None
   steps = (last - first) / step
@@ -176,36 +176,10 @@ def _holds(
 
 
 def _counts(
-  module: hlo_text.Module,
-  body: hlo_text.Computation,
-  value: int | tuple[str, int] | None,
+  module: hlo_text.Module, body: hlo_text.Computation, value: _Origin
 ) -> bool:
   """Returns whether a value is a part of the state that the body adds to."""
   return isinstance(value, tuple) and bool(_step(module, body, value[1]))
-
-
-def _origin(
-  module: hlo_text.Module, name: str, value: str
-) -> int | tuple[str, int] | None:
-  """Returns a constant, or which part of the loop's state a value is."""
-  for _ in range(100):
-    one = module.computations[name].instructions.get(value)
-    if one is None:
-      return None
-    if one.opcode == 'constant':
-      return _literal(one)
-    if one.opcode in _SAME:
-      value = one.operands[0]
-    elif one.opcode == 'get-tuple-element':
-      return ('state', int(one.attribute('index')))
-    elif one.opcode == 'parameter' and name in module.callers:
-      name, caller = module.callers[name]
-      if caller.opcode not in ('fusion', 'call'):
-        return None
-      value = caller.operands[int(one.operands[0])]
-    else:
-      return None
-  return None
 
 
 def _step(
@@ -226,20 +200,21 @@ def _step(
       name = hlo_text.callees(one)[0]
       value = module.computations[name].root
     elif one.opcode in ('add', 'subtract'):
-      for operand in reversed(one.operands):
-        by = _origin(module, name, operand)
-        if isinstance(by, int):
-          return by if one.opcode == 'add' else -by
-      return None
+      before, by = (_origin(module, name, operand) for operand in one.operands)
+      if one.opcode == 'add' and isinstance(before, int):
+        before, by = by, before
+      if before != (body.name, index) or not isinstance(by, int):
+        return None
+      return by if one.opcode == 'add' else -by
     else:
       return None
   return None
 
 
-def _number(
+def _origin(
   module: hlo_text.Module, name: str, value: str, index: int | None = None
-) -> int | None:
-  """Returns the whole number that a value always is; None if it is not known.
+) -> _Origin:
+  """Returns where a value comes from; None if that is not known.
 
   Args:
     module: where it is.
@@ -257,15 +232,44 @@ def _number(
       value, index = one.operands[index], None
     elif one.opcode == 'get-tuple-element' and index is None:
       value, index = one.operands[0], int(one.attribute('index'))
-    elif one.opcode in _SAME or one.opcode == 'while':
-      # What a loop is given it returns, if it does not change it.
+    elif one.opcode in _SAME or _keeps(module, one, index):
       value = one.operands[0]
     elif one.opcode == 'parameter' and name in module.callers:
-      name, caller = module.callers[name]
-      value = caller.operands[int(one.operands[0])]
+      above, caller = module.callers[name]
+      if caller.opcode == 'while' and index is not None:
+        return name, index
+      if caller.opcode not in ('fusion', 'call'):
+        return None
+      name, value = above, caller.operands[int(one.operands[0])]
     else:
       return None
   return None
+
+
+def _keeps(
+  module: hlo_text.Module, one: hlo_text.Instruction, index: int | None
+) -> bool:
+  """Returns whether this is a loop that leaves a part of its state as it is."""
+  body = module.computations.get(one.attribute('body'))
+  if one.opcode != 'while' or body is None or index is None:
+    return False
+  return _origin(module, body.name, body.root, index) == (body.name, index)
+
+
+def _number(module: hlo_text.Module, origin: _Origin) -> int | None:
+  """Returns the whole number that a value always is; None if it is not known.
+
+  Args:
+    module: where it is.
+    origin: of `_origin`.
+  """
+  while isinstance(origin, tuple):
+    name, index = origin
+    above, loop = module.callers[name]
+    if not _keeps(module, loop, index):
+      return None
+    origin = _origin(module, above, loop.operands[0], index)
+  return origin
 
 
 def _literal(one: hlo_text.Instruction) -> int | None:

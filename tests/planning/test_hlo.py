@@ -135,6 +135,53 @@ def test_a_loop_with_no_limit_that_is_known_has_no_length():
   assert hlo.counted(text).unknown == ('inner',)
 
 
+@pytest.mark.parametrize(
+  ('first', 'times', 'unknown'),
+  [
+    # What the outer loop hands on as it is: 0.
+    ('%limit.1', 5 * 6, ()),
+    # What it counts with, so that each time the inner one is longer.
+    ('%j', 5, ('inner',)),
+  ],
+)
+def test_a_loop_that_begins_elsewhere_each_time_has_no_length(
+  first, times, unknown
+):
+  text = LOOPS.replace('tuple(%zero.1, %near)', f'tuple({first}, %near)')
+  (one,) = hlo.collectives(text)
+  assert one.times == times
+  assert hlo.counted(text).unknown == unknown
+
+
+def test_a_loop_that_moves_its_own_limit_has_no_length():
+  text = LOOPS.replace('%all, %limit.1)', '%all, %minus)')
+  assert hlo.counted(text).unknown == ('outer',)
+
+
+def test_a_loop_whose_counter_is_made_of_something_else_has_no_length():
+  text = LOOPS.replace('subtract(%j, %one)', 'subtract(%limit.1, %one)')
+  assert hlo.counted(text).unknown == ('outer',)
+
+
+@pytest.mark.parametrize(
+  ('index', 'times', 'unknown'),
+  # After the outer loop its limit is as before, and its counter is not.
+  [(2, 5 * 6 + 6, ()), (0, 5 * 6 + 1, ('third',))],
+)
+def test_what_a_loop_changes_is_not_known_after_it(index, times, unknown):
+  state = '(s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)S(1)})'
+  third = (
+    f'  %from = s32[]{{:T(128)}} get-tuple-element(%outer), index={index}\n'
+    f'  %state.2 = {state} tuple(%from, %w)\n'
+    f'  %third = {state} while(%state.2), condition=%inner_test,'
+    ' body=%inner_body\n'
+  )
+  text = LOOPS.replace('  ROOT %result', f'{third}  ROOT %result')
+  (one,) = hlo.collectives(text)
+  assert one.times == times
+  assert hlo.counted(text).unknown == unknown
+
+
 def test_memory_moves_only_what_leaves_the_chip():
   # Each time round the outer loop reads and writes one of five slices, and
   # copies it onto the chip, where the inner one stays.
