@@ -3,8 +3,8 @@ r"""The paper's GRPO: Qwen3-4B, all weights, WeMask in every forward pass.
 On the 64 chips of a TPU v5e-64, from any machine with gcloud (every host of the
 slice runs the same command, and they find each other):
 
-  gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all --command=\
-    'cd me_jax && .venv/bin/me-jax train --config=configs/qwen3_4b_grpo.py \
+  gcloud compute tpus tpu-vm ssh NAME --zone=ZONE --worker=all \
+    --command='cd me_jax && .venv/bin/me-jax train --config=configs/qwen3_4b_grpo.py \
     --out=/mnt/shared/qwen3_4b_grpo'
 
 On one machine with 8 GPUs of 80 GB, and on the same under Slurm:

@@ -248,10 +248,6 @@ def test_commands_in_sentences_exist(page):
         check(command if argv != [] else ('me-jax', '--help'))
 
 
-@pytest.mark.xfail(
-  reason='README breaks and indents the line after --command=, which a shell'
-  ' takes for two words; the mark goes when that is mended'
-)
 def test_what_gcloud_runs_is_a_word_with_its_flag():
   for command in shell_blocks.commands(ROOT / 'README.md'):
     assert command[0] != 'gcloud' or remote_of(command), command
