@@ -264,15 +264,19 @@ def _time(plan: plan_lib.Plan) -> table_lib.Table:
       continue
     rate = one.rate
     mfu = one.utilization
+    least = {
+      'compute': one.compute,
+      'memory': one.memory,
+      'links': one.links_least,
+      'network': one.network,
+    }
     table.add_row(
       one.name,
       f'{one.flops / 1e12:.3g}',
       f'{one.traffic / 1e9:.3g}',
       *(
-        f'{seconds(getattr(one, part))}{" *" if part == one.bound else ""}'
-        if getattr(one, part)
-        else '-'
-        for part in ('compute', 'memory', 'links', 'network')
+        f'{seconds(time)}{" *" if part == one.bound else ""}' if time else '-'
+        for part, time in least.items()
       ),
       f'{seconds(one.best)} to {seconds(one.worst)}',
       '' if rate is None else f'{count(rate[0])} to {count(rate[1])}',

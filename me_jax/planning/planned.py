@@ -75,11 +75,13 @@ class Planned:
     exchanges: with other devices, the most bytes first.
     compute: seconds of arithmetic at the published peak.
     memory: of traffic with memory.
-    links: of exchanges within slices or hosts.
+    links: of exchanges within slices or hosts, one after another.
+    links_least: of those along the mesh's busiest axis.
     network: of those between.
-    bound: which of the four takes longest; empty if the program was refused.
-    best: seconds if all four overlap; nothing is faster.
-    worst: if none does; latencies are not in it.
+    bound: compute, memory, links or network: which takes longest, of links
+      the least; empty if the program was refused.
+    best: seconds of that, as if all overlapped; nothing is faster.
+    worst: if nothing does, the sum of all; latencies are not in it.
     utilization: bound of the model FLOPs utilisation; None if it is no step.
     seconds: that lowering and compiling took.
     cached: whether that was another time.
@@ -108,6 +110,7 @@ class Planned:
   compute: float = 0.0
   memory: float = 0.0
   links: float = 0.0
+  links_least: float = 0.0
   network: float = 0.0
   bound: str = ''
   best: float = 0.0
@@ -197,6 +200,7 @@ def read(
     compute=times.compute,
     memory=times.memory,
     links=times.links,
+    links_least=times.links_least,
     network=times.network,
     bound=times.bound,
     best=times.best,

@@ -28,11 +28,12 @@ class Roofline:
     compute: of arithmetic at the peak of dense bfloat16.
     memory: of main memory's traffic.
     links: of exchanges within slices or hosts, one after another.
+    links_least: of those along the mesh's busiest axis: exchanges along
+      different axes may overlap, and permutations in opposite directions.
     network: of exchanges between them.
     bound: which is the longest: compute, memory, links or network.
-    best: no run takes less: the longest, where exchanges along different axes
-      of the mesh overlap too, and permutations in opposite directions.
-    worst: the sum of all four.
+    best: no run takes less: the longest, of links the least.
+    worst: the sum of all four, of links one after another.
     peak: FLOP/s of one device.
     devices: in all.
   """
@@ -40,6 +41,7 @@ class Roofline:
   compute: float
   memory: float
   links: float
+  links_least: float
   network: float
   bound: str
   best: float
@@ -114,6 +116,7 @@ def of(
     compute=parts['compute'],
     memory=parts['memory'],
     links=links,
+    links_least=parts['links'],
     network=network,
     bound=bound,
     best=parts[bound],

@@ -13,7 +13,10 @@ import pytest
 
 import me_jax
 from me_jax import cli
+from me_jax.cli import plan_table
 from me_jax.planning import compile as compile_lib
+from me_jax.planning import plan as plan_lib
+from me_jax.planning import planned as planned_lib
 from tests.support import plans
 
 ROOT = pathlib.Path(me_jax.__file__).parent.parent
@@ -49,6 +52,23 @@ def test_it_prints_what_fits_and_writes_all_numbers(model, tmp_path, capsys):
   assert content['fits'] is True
   assert [one['name'] for one in content['programs']] == ['step']
   assert list((tmp_path / 'cache' / 'plans').glob('*.json'))
+
+
+def test_the_time_that_is_marked_is_the_one_that_bounds(capsys):
+  one = planned_lib.Planned(
+    name='step', topology='h100x8', devices=8, hbm=100, parameters=1,
+    optimizer=1, peak=9, compute=1.0, memory=1.5, links=4.0, links_least=2.25,
+    bound='links', best=2.25, worst=6.5,
+  )  # fmt: skip
+  found = plan_lib.Plan(
+    model='tiny', topology=plans.ONE, mesh={}, programs=(one,), notes=()
+  )
+  plan_table.show(found)
+  said = capsys.readouterr().out
+  assert '2.25 s * ' in said
+  assert '2.25 s to 6.50 s' in said
+  # Links one after another are in the sum alone.
+  assert '4.00 s' not in said
 
 
 def test_a_search_names_the_flags_to_train_with(

@@ -104,6 +104,7 @@ def test_times_are_those_of_the_roofline():
   )
   # 7168 bytes over NVLink of 450 GB/s; memory is read and written beside.
   assert found.links == pytest.approx(7168 / 450e9)
+  assert found.links_least == found.links
   assert found.memory == pytest.approx(found.traffic / 3350e9)
   assert found.best == max(found.links, found.memory)
   assert found.worst == pytest.approx(found.links + found.memory)

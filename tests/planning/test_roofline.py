@@ -44,6 +44,7 @@ def test_a_worked_example():
   assert found.compute == pytest.approx(2)
   assert found.memory == pytest.approx(1)
   assert found.links == pytest.approx(0.8)
+  assert found.links_least == pytest.approx(0.48)
   assert found.network == pytest.approx(0.1)
   assert (found.bound, found.best) == ('compute', found.compute)
   assert found.worst == pytest.approx(3.9)
@@ -67,6 +68,7 @@ def test_exchanges_on_different_axes_may_overlap_but_not_on_one():
   two = (exchange(100e9), exchange(100e9, axes=('tensor',)))
   found = roofline.of(0, 0, two, V5E)
   assert (found.best, found.worst) == (pytest.approx(1), pytest.approx(2))
+  assert (found.links_least, found.links) == (found.best, found.worst)
   both = (exchange(100e9), exchange(100e9, axes=('fsdp', 'tensor')))
   assert roofline.of(0, 0, both, V5E).best == pytest.approx(2)
 
