@@ -29,16 +29,14 @@ _ELEMENTWISE = frozenset(
   ' round-nearest-even select shift-left shift-right-arithmetic'
   ' shift-right-logical sign subtract xor popcnt stochastic-convert'.split()
 )
-# Those that move nothing, or whose traffic is counted where it begins.
+# Those that move nothing of their own: what others call is counted there.
 _FREE = frozenset(
   'parameter constant get-tuple-element tuple bitcast while call conditional'
-  ' after-all partition-id replica-id iota-free optimization-barrier'
-  ' send-done recv-done async-update async-done copy-done slice-done'
-  ' all-gather-done all-reduce-done collective-permute-done'
-  ' add-dependency domain'.split()
+  ' after-all partition-id replica-id optimization-barrier async-start'
+  ' async-update add-dependency domain'.split()
 )
 # Those that read only what they return.
-_PART = frozenset(('dynamic-slice', 'slice', 'gather', 'slice-start'))
+_PART = frozenset(('dynamic-slice', 'slice', 'gather'))
 # Targets that name memory.
 _NOTHING = frozenset(
   ('AllocateBuffer', 'ConcatBitcast', 'AsyncCollectiveDone', 'Sharding')
@@ -215,11 +213,14 @@ def _bytes(
   code = one.opcode
   if code in _FREE or one.attribute('custom_call_target') in _NOTHING:
     return 0
+  if code.endswith('-done'):
+    # Counted where it begins.
+    return 0
   operands = _operands(computation, one)
-  if code in ('copy-start', 'slice-start'):
-    # The result has, before what it gives, what it was given.
+  if code in ('copy-start', 'slice-start', 'dynamic-slice-start'):
+    # The result has, before what it gives, what it was given; a copy's, after.
     gives = hlo_text.arrays(one.shape)
-    target = gives[0 if code == 'copy-start' else 1]
+    target = gives[0 if code == 'copy-start' else len(one.operands)]
     source = hlo_text.arrays(operands[0].shape)[0]
     return target.bytes * ((target.space == 0) + (source.space == 0))
   if code in _PART:

@@ -313,6 +313,41 @@ def test_a_count_is_scaled_to_the_compilers_own():
   assert hlo.counted(text, {'flops': 9000.0}).flops == 9000
 
 
+def test_what_runs_in_the_background_moves_its_bytes_once():
+  more = """
+%work (q: f32[1024]) -> f32[1024] {
+  %q = f32[1024] parameter(0)
+  ROOT %n = f32[1024] negate(%q)
+}
+"""
+  text = hlo_programs.program(
+    '%p = f32[1024] parameter(0)',
+    '%s = ((f32[1024]), f32[1024], u32[]) async-start(%p), calls=%work',
+    'ROOT %d = f32[1024] async-done(%s)',
+    more=more,
+  )
+  assert hlo.counted(text).bytes == 2 * 4096
+
+
+@pytest.mark.parametrize(
+  ('opcode', 'indices', 'given'),
+  [
+    ('slice', '', '(f32[1024])'),
+    ('dynamic-slice', ', %i', '(f32[1024], s32[])'),
+  ],
+)
+def test_a_slice_in_the_background_reads_what_it_returns(
+  opcode, indices, given
+):
+  text = hlo_programs.program(
+    '%p = f32[1024] parameter(0)',
+    '%i = s32[] parameter(1)',
+    f'%s = ({given}, f32[16], u32[]) {opcode}-start(%p{indices})',
+    f'ROOT %d = f32[16] {opcode}-done(%s)',
+  )
+  assert hlo.counted(text).bytes == 2 * 64
+
+
 def test_buffers_are_what_is_made_and_large():
   shapes = [(one.shape, one.bytes) for one in hlo.buffers(LOOPS, 1000)]
   # Not the five slices that are given, nor the tuples that hold them.
