@@ -228,7 +228,7 @@ def _memory(plan: plan_lib.Plan) -> table_lib.Table:
   table = table_lib.Table(title='Memory of a device')
   table.add_column('program')
   for name in (
-    'parameters', 'optimizer', 'inputs', 'activations', 'beside', 'peak',
+    'parameters', 'optimizer', 'inputs', 'temporary', 'beside', 'peak',
     'left',
   ):  # fmt: skip
     table.add_column(name, justify='right')

@@ -86,7 +86,7 @@ def notes(
   if topology.exact:
     lines.append(
       "memory: a bound, as XLA's own compiler for this chip lays it out. It keeps"
-      ' a little for itself (of 16 GiB a quarter): plan with some left.'
+      ' a little for itself (0.25 of 16 GiB on a v5e): plan with some left.'
     )
   else:
     lines.append(

@@ -63,7 +63,8 @@ class Planned:
     optimizer: the same.
     inputs: its other arguments, such as a batch or a cache.
     outputs: that do not lie where arguments did.
-    temporary: activations, gradients and whatever is between.
+    temporary: activations, gradients, gathered and cast weights, a cache in
+      another layout, and whatever else is between.
     code: of the program.
     beside: what waits on the device meanwhile.
     peak: all of it.
