@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from me_jax import errors
 from me_jax.mitigation import gates as gates_lib
 from me_jax.models import config as config_lib
+from me_jax.models import decoder
 from me_jax.models import params as params_lib
 from me_jax.models import sink
 from me_jax.training import feed
@@ -164,7 +165,7 @@ def train(
     state=0,
   )
   if run.held_out:
-    found.append(_held_out(run, held, model, program))
+    found.append(_held_out(run, model, step))
   return (step, *found)
 
 
@@ -206,8 +207,8 @@ def hold(
   del tree_places
   start = functools.partial(step_lib.start, optimizer)
   return Held(
-    _with(jax.eval_shape(start, tree), places),
-    _with(frozen, frozen_places),
+    with_places(jax.eval_shape(start, tree), places),
+    with_places(frozen, frozen_places),
     places,
   )
 
@@ -257,7 +258,37 @@ def packed(rows: int, length: int) -> packing.Packed:
 
 def placed(shapes: Any, places: Callable[[Any], Any]) -> Any:
   """Returns shapes with the places that a function of them gives."""
-  return _with(shapes, places(shapes))
+  return with_places(shapes, places(shapes))
+
+
+def with_places(shapes: Any, places: Any) -> Any:
+  """Returns shapes with shardings, one for each."""
+  return jax.tree.map(
+    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    shapes,
+    places,
+  )
+
+
+def merged(run: settings_lib.Run, step: Program) -> Any:
+  """Returns the shapes of what a run computes with, where they lie.
+
+  Args:
+    run: the settings.
+    step: of the run.
+  """
+  state, frozen, _ = step.args
+  shapes = jax.eval_shape(
+    lambda tree, frozen: trained_lib.merge(tree, frozen, run.train),
+    state.tree,
+    frozen,
+  )
+  return placed(
+    shapes,
+    lambda tree: sharding_lib.shardings(
+      step.config, step.mesh, step.rules, params=tree
+    ),
+  )
 
 
 def everywhere(run: settings_lib.Run) -> settings_lib.Run:
@@ -281,30 +312,24 @@ def everywhere(run: settings_lib.Run) -> settings_lib.Run:
 
 
 def _held_out(
-  run: settings_lib.Run,
-  held: Held,
-  model: Any,
-  program: functools.partial[Program],
+  run: settings_lib.Run, model: decoder.Decoder, step: Program
 ) -> Program:
   """Returns the pass that scores held-out rows."""
-  mesh, rules = program.keywords['mesh'], program.keywords['rules']
+  mesh, rules = step.mesh, step.rules
   parts = rules.parts('batch', mesh)
   rows = -(-run.evaluation.batch // parts) * parts
   length = min(run.evaluation.length, model.config.context_length)
-  params = jax.eval_shape(
-    lambda tree, frozen: trained_lib.merge(tree, frozen, run.train),
-    held.state.tree,
-    held.frozen,
-  )
-  places = sharding_lib.shardings(model.config, mesh, rules, params=params)
   texts = placed(
     packed(rows, length), functools.partial(_batch_places, mesh, rules)
   )
-  return program(
+  return Program(
     name='held out',
     # How many texts share a row is known from the data; it changes little.
     function=held_out.scorer(model, run, mesh, 8),
-    args=(_with(params, places), texts),
+    args=(merged(run, step), texts),
+    mesh=mesh,
+    rules=rules,
+    config=step.config,
     tokens=rows * length,
   )
 
@@ -330,12 +355,3 @@ def _batch_places(
   mesh: jax.sharding.Mesh, rules: sharding_lib.Rules, batch: Any
 ) -> Any:
   return placement.batch_shardings(batch, mesh, rules)
-
-
-def _with(shapes: Any, places: Any) -> Any:
-  """Returns shapes with shardings."""
-  return jax.tree.map(
-    lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
-    shapes,
-    places,
-  )

@@ -86,8 +86,7 @@ def generation(
     start = steps.start.lower(
       model, rows, slots, jnp.dtype(model.dtype), penalised
     ).compile()
-    state = jax.tree.map(
-      lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+    state = programs.with_places(
       jax.eval_shape(
         lambda: steps.start(
           model, rows, slots, jnp.dtype(model.dtype), penalised

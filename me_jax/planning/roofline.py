@@ -58,14 +58,6 @@ class Roofline:
     """
     return model_flops / (self.best * self.peak * self.devices)
 
-  def rate(self, tokens: float) -> tuple[float, float]:
-    """Returns tokens/s of all devices without overlap, and at best.
-
-    Args:
-      tokens: of one run of the program, on all devices.
-    """
-    return tokens / self.worst, tokens / self.best
-
 
 def of(
   flops: float,

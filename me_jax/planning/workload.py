@@ -233,17 +233,7 @@ def _monitor(
   run: settings_lib.Run, config: config_lib.ModelConfig, step: programs.Program
 ) -> programs.Program:
   """Returns the look that a run takes at the ME Layer."""
-  shapes = jax.eval_shape(
-    lambda tree, frozen: trained_lib.merge(tree, frozen, run.train),
-    step.held.tree,
-    *_frozen(step),
-  )
-  params = programs.placed(
-    shapes,
-    lambda tree: sharding_lib.shardings(
-      config, step.mesh, step.rules, params=tree
-    ),
-  )
+  params = programs.merged(run, step)
   model = prepare.model_of(run, config)
   return analyses.monitored(config, model, params, step.mesh, step.rules)
 

@@ -50,7 +50,6 @@ def test_a_worked_example():
   assert found.worst == pytest.approx(3.9)
   # The model itself needs 3 / 4 of it: the rest is computed twice.
   assert found.mfu(256 * 394e12 * 3 / 4) == pytest.approx(0.75)
-  assert found.rate(2**20) == pytest.approx((2**20 / 3.9, 2**20 / 2))
 
 
 def test_the_longest_part_bounds():
