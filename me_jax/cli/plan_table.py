@@ -8,6 +8,7 @@ from typing import Any
 from rich import console as console_lib
 from rich import table as table_lib
 
+from me_jax.planning import amounts
 from me_jax.planning import plan as plan_lib
 from me_jax.planning import planned as planned_lib
 from me_jax.planning import search as search_lib
@@ -117,8 +118,9 @@ def headline(plan: plan_lib.Plan) -> str:
   step = next((one for one in plan.programs if one.name == 'step'), None)
   if step is not None and step.best:
     text += (
-      f' A step takes {seconds(step.best)} at least, {seconds(step.worst)} if'
-      f' nothing overlaps; {step.bound} is what bounds it.'
+      f' A step takes {amounts.seconds(step.best)} at least,'
+      f' {amounts.seconds(step.worst)} if nothing overlaps; {step.bound} is what'
+      ' bounds it.'
     )
   found = sum(len(one.findings) for one in plan.programs)
   if found:
@@ -149,27 +151,6 @@ def advice(plan: plan_lib.Plan) -> str:
   return f'What needs less: {"; ".join(found)}; for all, more chips.'
 
 
-def seconds(value: float) -> str:
-  """Returns a time for people."""
-  if value >= 1:
-    return f'{value:.2f} s'
-  return f'{value * 1e3:.3g} ms' if value >= 1e-3 else f'{value * 1e6:.3g} µs'
-
-
-def count(value: float) -> str:
-  """Returns a number for people."""
-  return f'{value:,.0f}' if value < 1e6 else f'{value / 1e6:,.2f} million'
-
-
-def size(value: float) -> str:
-  """Returns bytes for people."""
-  for unit in ('B', 'KiB', 'MiB'):
-    if abs(value) < 1024:
-      return f'{value:.3g} {unit}'
-    value /= 1024
-  return f'{value:.2f} GiB'
-
-
 def _rank(one: search_lib.Tried) -> tuple[bool, float]:
   known = one.planned is not None and one.planned.best > 0
   return not known, one.seconds if known else one.guess.seconds
@@ -196,17 +177,19 @@ def _tried(
     str(compute.attention_chunk),
     str(compute.vocabulary_chunk),
   ]
-  guess = f'{size(one.guess.peak)}, {seconds(one.guess.seconds)}'
+  guess = (
+    f'{amounts.size(one.guess.peak)}, {amounts.seconds(one.guess.seconds)}'
+  )
   if planned is None:
     return [*row, '?', '?', '?', '?', '?', guess]
-  row += [size(planned.peak), size(planned.room)]
+  row += [amounts.size(planned.peak), amounts.size(planned.room)]
   if not planned.best:
     return [*row, 'refused', '', '', guess]
   rate, mfu = planned.rate, planned.utilization
   return [
     *row,
-    f'{seconds(planned.best)} to {seconds(planned.worst)}',
-    '' if rate is None else f'≤ {count(rate[1])}',
+    f'{amounts.seconds(planned.best)} to {amounts.seconds(planned.worst)}',
+    '' if rate is None else f'≤ {amounts.count(rate[1])}',
     '' if mfu is None else f'≤ {mfu:.0%}',
     guess,
   ]
@@ -238,13 +221,13 @@ def _memory(plan: plan_lib.Plan) -> table_lib.Table:
     known = not one.refused
     table.add_row(
       one.name,
-      size(one.parameters),
-      size(one.optimizer),
-      size(one.inputs) if known else '?',
-      size(one.temporary + one.outputs + one.code) if known else '?',
-      size(one.beside),
-      size(one.peak),
-      size(one.room),
+      amounts.size(one.parameters),
+      amounts.size(one.optimizer),
+      amounts.size(one.inputs) if known else '?',
+      amounts.size(one.temporary + one.outputs + one.code) if known else '?',
+      amounts.size(one.beside),
+      amounts.size(one.peak),
+      amounts.size(one.room),
       'yes' if one.fits else 'NO',
       f'{one.seconds:.1f} s{" (kept)" if one.cached else ""}',
     )
@@ -275,11 +258,13 @@ def _time(plan: plan_lib.Plan) -> table_lib.Table:
       f'{one.flops / 1e12:.3g}',
       f'{one.traffic / 1e9:.3g}',
       *(
-        f'{seconds(time)}{" *" if part == one.bound else ""}' if time else '-'
+        f'{amounts.seconds(time)}{" *" if part == one.bound else ""}'
+        if time
+        else '-'
         for part, time in least.items()
       ),
-      f'{seconds(one.best)} to {seconds(one.worst)}',
-      '' if rate is None else f'{count(rate[0])} to {count(rate[1])}',
+      f'{amounts.seconds(one.best)} to {amounts.seconds(one.worst)}',
+      ' to '.join(amounts.count(tokens) for tokens in rate or ()),
       '' if mfu is None else f'≤ {mfu:.0%}',
     )
   table.caption = '* what bounds it'
@@ -301,7 +286,7 @@ def _exchanges(plan: plan_lib.Plan) -> table_lib.Table:
         one.link,
         {'layers': 'each layer', 'loop': 'a loop', 'once': 'once'}[one.where],
         f'{one.times:,}',
-        size(one.bytes),
+        amounts.size(one.bytes),
         # rich would take brackets for markup.
         one.largest.replace('[', '\\['),
       )

@@ -23,4 +23,5 @@ The files, in reading order:
   plan          all programs of a run: what `me-jax plan` prints
   guess         memory and time of a step by arithmetic, uncompiled
   search        which mesh and settings suit a run best
+  amounts       bytes and times, for people
 """

@@ -12,6 +12,7 @@ import math
 import jax
 
 from me_jax.models import params as params_lib
+from me_jax.planning import amounts
 from me_jax.planning import compile as compile_lib
 from me_jax.planning import hlo
 from me_jax.planning import hlo_text
@@ -86,8 +87,8 @@ def gathers(
     (array,) = hlo_text.arrays(one.shape)
     if one.size / array.bytes * array.elements >= bound:
       found.append(
-        f'{one.shape} ({_bytes(one.size)}) is gathered on every device along'
-        f' {", ".join(one.axes)}, outside of the loop over layers'
+        f'{one.shape} ({amounts.size(one.size)}) is gathered on every device'
+        f' along {", ".join(one.axes)}, outside of the loop over layers'
         f' ({one.op_name or one.name})'
       )
   return tuple(found)
@@ -129,8 +130,8 @@ def logits(
       continue
     if any(size % vocabulary == 0 for size in dims):
       found.append(
-        f'{buffer.shape} ({_bytes(buffer.bytes)}) are the logits of all tokens'
-        f' ({", ".join(buffer.op_names[:1]) or buffer.names[0]})'
+        f'{buffer.shape} ({amounts.size(buffer.bytes)}) are the logits of all'
+        f' tokens ({", ".join(buffer.op_names[:1]) or buffer.names[0]})'
       )
   return tuple(found)
 
@@ -194,7 +195,7 @@ def measuring(
     if more > 0:
       kind, shape, axes = key
       found.append(
-        f'{more} × {kind} of {shape} ({_bytes(size)}) along'
+        f'{more} × {kind} of {shape} ({amounts.size(size)}) along'
         f' {", ".join(axes)}, which a plain pass has not ({where})'
       )
   return tuple(found)
@@ -236,11 +237,3 @@ def _floats(shape: str) -> bool:
   return any(
     array.dtype.startswith(('f', 'bf')) for array in hlo_text.arrays(shape)
   )
-
-
-def _bytes(size: float) -> str:
-  for unit in ('B', 'KiB', 'MiB'):
-    if size < 1024:
-      return f'{size:.3g} {unit}'
-    size /= 1024
-  return f'{size:.3g} GiB'
