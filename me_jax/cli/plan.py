@@ -50,8 +50,8 @@ def define(flags: absl_flags.FlagValues) -> None:
     'train',
     'what is compiled, any of: step (of training, alone), train (all programs '
     'of the run: step, scoring, monitor, drawing of answers), analysis (of find '
-    'and explain, printed as diagnose, beside a plain pass, printed as forward), '
-    'generate (prefill and decode).',
+    'and explain, printed as diagnose, beside a plain pass, printed as '
+    'forward), generate (prefill and decode).',
     flag_values=flags,
   )
   absl_flags.DEFINE_integer(

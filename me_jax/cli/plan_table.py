@@ -119,8 +119,8 @@ def headline(plan: plan_lib.Plan) -> str:
   if step is not None and step.best:
     text += (
       f' A step takes {amounts.seconds(step.best)} at least,'
-      f' {amounts.seconds(step.worst)} if nothing overlaps; {step.bound} is what'
-      ' bounds it.'
+      f' {amounts.seconds(step.worst)} if nothing overlaps; {step.bound} is'
+      ' what bounds it.'
     )
   found = sum(len(one.findings) for one in plan.programs)
   if found:
