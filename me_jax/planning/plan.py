@@ -121,8 +121,8 @@ def notes(
   uncounted = [one.name for one in found if one.uncounted]
   if uncounted:
     lines.append(
-      f'{", ".join(uncounted)}: has loops whose length is not in the program.'
-      ' They count once, so it does, moves and sends more, and takes longer.'
+      f'some loops of {", ".join(uncounted)} count once, as their length is'
+      ' not in the program: it does more and takes longer than is shown.'
     )
   return tuple(lines)
 

@@ -197,6 +197,16 @@ def test_a_plan_is_json_and_fits_or_not(tmp_path):
   assert make([waits]).programs[0].room == -1
 
 
+def test_programs_with_loops_of_unknown_length_are_named():
+  known = read([], 'h100x8', {'fsdp': 8})
+  unknown = dataclasses.replace(known, name='score', uncounted=1)
+  place = topology.find('h100x8')
+  (line,) = set(plan.notes(place, [known, unknown])) - {
+    *plan.notes(place, [known])
+  }
+  assert 'some loops of score count once' in line
+
+
 def test_without_a_compiler_it_says_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(errors.MeJaxError, match=r"pip install 'me-jax\[tpu\]'"):
