@@ -37,8 +37,11 @@ class Options:
 
   @property
   def folder(self) -> pathlib.Path:
-    """Where the model's steps are."""
-    return pathlib.Path(self.out, self.name)
+    """Where the model's steps are.
+
+    Quick ones are apart, or they would take the place of real ones.
+    """
+    return pathlib.Path(self.out, 'quick' if self.quick else '', self.name)
 
   def shown(self, text: str) -> str:
     """Returns text without paths of this machine.

@@ -82,6 +82,12 @@ def test_a_quick_run_says_that_it_is_no_result(run):
   assert any('--texts=4' in argv for argv in launcher.asked)
 
 
+def test_a_quick_run_leaves_real_results_alone(run):
+  run()
+  run('--quick')
+  assert not run()[2].asked
+
+
 def test_several_models_have_a_column_each(run, tmp_path):
   for name in ('one', 'two'):
     (tmp_path / name).mkdir()
