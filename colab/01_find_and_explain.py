@@ -13,8 +13,8 @@
 # %% [markdown]
 # # Find the layer that makes massive activations, and explain it
 #
-# **Question.** A few tokens of a language model carry activations a thousand
-# times larger than all others. Who writes them? The paper behind this library
+# **Question.** A few entries of a few tokens' states are more than a
+# thousand times the median. Who writes them? The paper behind this library
 # (Shi et al., *A Single Layer to Explain Them All*, arXiv 2605.08504) says: one
 # decoder layer, the *Massive Emergence (ME) Layer*, whose norm and FFN act
 # together.
@@ -238,5 +238,5 @@ show_section(sinks.section(found, report, maps), {'sinks-layers', 'sinks-maps'})
 # Other models may emerge in two or three layers, gradually, or not at all: then
 # `report.layer` is `None` and the sections say "not tested".
 #
-# `me-jax explain --model=...` writes all of this, and three more claims, as a
+# `me-jax explain --model=...` writes all of this, and four more claims, as a
 # page that opens offline. Next: `02_wemask` relaxes what we have seen.

@@ -119,7 +119,7 @@ def _usage() -> str:
       '',
       *verbs,
       '',
-      'me-jax VERB --help lists the flags of a verb. Every verb runs without any',
-      'flags, on the default model.',
+      'me-jax VERB --help lists the flags of a verb. No verb needs any: without',
+      'them it is about the default model.',
     ]
   )

@@ -134,8 +134,10 @@ def help_text(verb: str, module: ModuleType) -> str:
     if flag.boolean:
       name, values = f'[no]{name}' if flag.default else name, ''
     lines.append(f'  --{name}{values}{default}')
+    # absl's own words on flags that may be repeated; ours say it already.
+    words, *_ = flag.help.split(';\n')
     lines += textwrap.wrap(
-      flag.help, 72, initial_indent=' ' * 6, subsequent_indent=' ' * 6
+      words, 72, initial_indent=' ' * 6, subsequent_indent=' ' * 6
     )
   return '\n'.join(lines)
 

@@ -12,7 +12,7 @@ Optional leaves of the parameter tree:
 
 Without the last two the first token of every text is marked, and a decoding
 step marks nothing: that token enters the cache with the prompt, and what the
-mask does to it is in the cache from then on.
+mask does to it is in the cache from then on. `decoder` marks, `block` multiplies.
 
 Letters: L layers, B rows, T time, D model width, W positions.
 """

@@ -301,8 +301,8 @@ def check_compiler(topology: Topology) -> None:
   if topology.chip.tpu and importlib.util.find_spec('libtpu') is None:
     raise errors.MeJaxError(
       f'planning for {topology.name} needs the TPU compiler, which no TPU is'
-      " needed for: pip install 'me-jax[tpu]', best in an environment of its"
-      ' own.'
+      ' needed for: in a checkout `make .tpu/.setup`, then .tpu/bin/me-jax plan;'
+      " elsewhere pip install 'me-jax[tpu]' into an environment of its own."
     )
 
 
