@@ -342,5 +342,5 @@ table(
 #
 # A mask that is to be kept should be
 # chosen on texts that are apart from those it is judged by: `me-jax mitigate
-# --data=...` does that, on 24 texts of each corpus by default, fits a strength for each layer,
-# and can bake the mask into plain weights for any runtime.
+# --data=...` does that, on 24 texts of each corpus by default, fits a strength for
+# each layer, and can bake the mask into plain weights for any runtime.

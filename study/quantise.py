@@ -7,6 +7,7 @@ paper's mask is laid over the stock one.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import sys
@@ -138,11 +139,17 @@ def _texts(sources: Any, checkpoint: Any, flags: Any) -> dict[str, Any]:
   if not encoded:
     raise errors.MeJaxError('no text is left to measure on.')
   longest = max(len(ids) for texts in encoded.values() for ids, _ in texts)
-  return {
+  laid = {
     name: scoring.lay_out(
       texts, bos_token_id=tokenizer.bos_token_id, length=longest
     )
     for name, texts in encoded.items()
+  }
+  # A pass is filled up with padding, which takes as long as text does.
+  most = max(len(one.counted_BT) for one in laid.values())
+  return {
+    name: dataclasses.replace(one, rows=min(one.rows, most))
+    for name, one in laid.items()
   }
 
 

@@ -111,7 +111,7 @@ NEVER_TESTED = (
   'Families other than those of the models above.',
 )
 AGAIN = (
-  '`make study STUDY=--data=path/to/sets` goes on where it was stopped, and runs again '
-  'only what was made by another command, with other versions or on other data. `python -m study.page` '
-  'writes this page again from the extracts.'
+  '`make study STUDY=--data=path/to/sets` goes on where it was stopped, and runs '
+  'again only what was made by another command, with other versions or on other '
+  'data. `python -m study.page` writes this page again from the extracts.'
 )
