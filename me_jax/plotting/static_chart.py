@@ -72,7 +72,8 @@ def draw(axes, chart: spec.Chart) -> None:
       label=None if index else in_matplotlib(chart.mark_label),
     )
   if chart.log_y:
-    axes.set_yscale('log', nonpositive='mask')
+    # A bar begins at zero: masked, it would vanish with its foot.
+    axes.set_yscale('log', nonpositive='clip' if bars else 'mask')
   else:
     # Numbers beside which nothing is to be added in the head.
     axes.yaxis.get_major_formatter().set_useOffset(False)

@@ -74,6 +74,20 @@ def test_values_that_a_logarithm_cannot_show_are_left_out():
   assert 0.05 < low < 1 and 100 < high < 1000
 
 
+def test_bars_are_seen_on_a_logarithmic_axis():
+  series = spec.Series(label='a', y=np.array([3.0, 40.0, 500.0]), style='bars')
+  chart = spec.Chart(
+    title='', series=(series,), x_label='', y_label='', log_y=True
+  )
+  figure = static.draw(
+    spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
+  )
+  figure.canvas.draw()
+  pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
+  color = colors_lib.to_rgb(figure.axes[0].patches[0].get_facecolor())
+  assert np.mean(np.all(np.abs(pixels - color) < 0.02, axis=-1)) > 0.05
+
+
 def test_bars_stand_beside_on_or_before_each_other():
   def boxes(how):
     heights = [2.0, -1.0], [-3.0, -4.0], [5.0, 6.0]
