@@ -6,6 +6,7 @@ import re
 import warnings
 
 from matplotlib import colors as colors_lib
+from matplotlib.backends import backend_agg
 import numpy as np
 import pytest
 
@@ -82,8 +83,9 @@ def test_bars_are_seen_on_a_logarithmic_axis():
   figure = static.draw(
     spec.Figure(name='f', title='', caption='', alt='', panels=(chart,))
   )
-  figure.canvas.draw()
-  pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3] / 255
+  canvas = backend_agg.FigureCanvasAgg(figure)
+  canvas.draw()
+  pixels = np.asarray(canvas.buffer_rgba())[..., :3] / 255
   color = colors_lib.to_rgb(figure.axes[0].patches[0].get_facecolor())
   assert np.mean(np.all(np.abs(pixels - color) < 0.02, axis=-1)) > 0.05
 
