@@ -82,6 +82,8 @@ def _quantise(options: options_lib.Options, out: pathlib.Path) -> _Made:
     argv.append(f'--relaxed={options.folder / "mitigate" / RUN}')
   if options.quick:
     argv += ['--texts=2', '--length=64']
+  elif options.data:
+    argv += ['--texts=6', '--length=160']
   return [*argv, f'--out={out / "report"}'], 'mitigate'
 
 
