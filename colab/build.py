@@ -166,15 +166,18 @@ def build(source: pathlib.Path, out: pathlib.Path) -> str:
   """Executes a notebook and writes it; returns a line on what came of it.
 
   Raises:
-    NotebookError: a cell fails, shows what it should not, or all of it is too
-      large. That it took too long is said only: machines differ.
+    NotebookError: a cell fails, shows what it should not, or all of it takes
+      too long or is too large.
   """
   notebook, seconds = execute(source)
   if found := problems(notebook):
     raise NotebookError('\n'.join(f'{source.name}, {x}' for x in found))
   size = write(notebook, out / f'{source.stem}.ipynb')
-  late = f', over {MOST_SECONDS} s' if seconds > MOST_SECONDS else ''
-  return f'{source.stem:<28} {seconds:4.0f} s{late}  {size / 1000:4.0f} kB'
+  if seconds > MOST_SECONDS:
+    raise NotebookError(
+      f'{source.name}: took {seconds:.0f} s, over {MOST_SECONDS} s'
+    )
+  return f'{source.stem:<28} {seconds:4.0f} s  {size / 1000:4.0f} kB'
 
 
 def _execute(
