@@ -8,8 +8,14 @@ JAX_COMPILATION_CACHE_DIR to keep them while working on one test.
 
 from __future__ import annotations
 
+import gc
 import os
+import pathlib
+import sys
 import tempfile
+
+# Of memory, in one process: a file adds at most a few thousand.
+_MAPPINGS = 15_000
 
 # A test must neither find what the user once downloaded nor leave files there.
 # Removed when the interpreter ends; each xdist worker has its own.
@@ -30,3 +36,25 @@ def pytest_configure():
   import jax
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_runtest_teardown(item, nextitem):
+  """Lets go of compiled programs between files, before they are too many.
+
+  Each is mapped into memory several times, and a process may have 65,530
+  mappings (Linux' vm.max_map_count): the next program that is loaded then ends
+  it with a segmentation fault, far from whatever compiled the others.
+  """
+  if nextitem is not None and nextitem.path == item.path:
+    return
+  if 'jax' in sys.modules and _mappings() > _MAPPINGS:
+    sys.modules['jax'].clear_caches()
+    gc.collect()
+
+
+def _mappings() -> int:
+  """Returns how many mappings of memory this process has, 0 if nobody says."""
+  try:
+    return pathlib.Path('/proc/self/maps').read_bytes().count(b'\n')
+  except OSError:
+    return 0
