@@ -139,12 +139,15 @@ def replaced(text: str, table: str) -> str:
 
 
 def write() -> None:
-  """Writes the page, the figure, and README's table if its marks are there."""
+  """Writes the page, the figure and README's table.
+
+  Raises:
+    MeJaxError: README.md lacks the table's marks, or one cannot be written.
+  """
   found = results.load(results.DOCS)
+  _write_readme(found)
   files.write_text(PAGE, render(found))
   figure.write(peers(found), FIGURE)
-  if BEGIN in README.read_text('utf-8'):
-    _write_readme(found)
 
 
 def _write_readme(found: results.Results) -> None:
@@ -165,6 +168,8 @@ def _summary(found: results.Results) -> str:
     for row in record['rows']
     if row['met'] is not None
   ]
+  if not judged:
+    return 'No bar was measured.\n'
   missed = [row['what'] for row in judged if not row['met']]
   text = f'**{len(judged) - len(missed)} of {len(judged)} bars are met.**'
   if missed:

@@ -57,6 +57,24 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
+def _check_page(
+  page: pathlib.Path, models: list[str], data: str | None
+) -> None:
+  """Keeps built-in texts from taking the place of the public sets.
+
+  Raises:
+    MeJaxError: the page holds results of one of the models on sets, and there
+      are none now.
+  """
+  for name in map(options_lib.name_of, models):
+    path = page_lib.folder_of(page) / f'{name}.json'
+    if data is None and path.is_file() and page_lib.extract(path)['data']:
+      raise errors.MeJaxError(
+        f'{page} holds results of {name} on public sets, which built-in texts'
+        ' would replace: give --data, or another --page.'
+      )
+
+
 def main(
   argv: list[str] | None = None, *, launch: runner.Launch | None = None
 ) -> int:
@@ -83,8 +101,9 @@ def main(
     raise errors.MeJaxError(
       f'--quick makes no results for {page_lib.PAGE}: give another --page.'
     )
-  data_sha256 = options_lib.digest(flags.data)
   page = pathlib.Path(flags.page)
+  _check_page(page, models, flags.data)
+  data_sha256 = options_lib.digest(flags.data)
   failed = False
   for model in models:
     options = options_lib.Options(

@@ -41,7 +41,12 @@ def read(page: pathlib.Path) -> list[dict[str, Any]]:
     raise errors.MeJaxError(
       f'{folder_of(page)} holds no extract: run python -m study first.'
     )
-  return [json.loads(path.read_text(encoding='utf-8')) for path in paths]
+  return [extract(path) for path in paths]
+
+
+def extract(path: pathlib.Path) -> dict[str, Any]:
+  """Reads what one model's steps have left."""
+  return json.loads(path.read_text(encoding='utf-8'))
 
 
 def render(studies: Sequence[Mapping[str, Any]], folder: str) -> str:

@@ -92,9 +92,8 @@ def test_the_figure_draws_the_results():
 
 def test_readme_has_the_table_that_the_results_render_to():
   text = page.README.read_text('utf-8')
-  if page.BEGIN in text:
-    table = page.readme(results.load(results.DOCS))
-    assert text == page.replaced(text, table)
+  table = page.readme(results.load(results.DOCS))
+  assert text == page.replaced(text, table)
 
 
 def test_every_record_is_of_something_that_can_be_measured_again():

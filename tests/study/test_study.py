@@ -88,6 +88,14 @@ def test_a_quick_run_leaves_real_results_alone(run):
   assert not run()[2].asked
 
 
+def test_built_in_texts_do_not_replace_results_on_public_sets(run, tmp_path):
+  (tmp_path / 'sets').mkdir()
+  page = run(f'--data={tmp_path / "sets"}')[1]
+  with pytest.raises(errors.MeJaxError, match='give --data, or another --page'):
+    run()
+  assert (tmp_path / 'page.md').read_text() == page
+
+
 def test_several_models_have_a_column_each(run, tmp_path):
   for name in ('one', 'two'):
     (tmp_path / name).mkdir()
