@@ -358,7 +358,8 @@ table(
       f'{r.spike:,.0f}',
       r.me_layer,
       f'{r.sink_rate:.3f}',
-      f'{losses[min(number, STEPS - 1)]:.3f}',
+      # The last reading is after the last step: no step has begun there.
+      f'{losses[number]:.3f}' if number < STEPS else '',
     )
     for name, (losses, readings) in curves.items()
     for number, r in readings.items()

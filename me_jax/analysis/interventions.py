@@ -5,7 +5,8 @@ to their mean over texts, which does no harm: they act as a bias, not as
 information. Yu et al. (2024, arXiv 2411.07191) remove the *super weights*, the
 down-projection entries that write them. Both are done here where the emergence
 is complete, at the output of the span's last layer, and the loss of the next
-token is compared with the stock model's, text by text.
+token is compared with the stock model's, text by text. Whole neurons are removed
+as well: a super weight alone leaves what its neuron writes into other channels.
 
 Controls: as many random channels of the massive token set to zero (others in
 each text), the massive channels of an ordinary token set to zero, and ten times
@@ -38,8 +39,9 @@ class Condition(NamedTuple):
   """What one intervention did.
 
   Attributes:
-    name: `zero`, `mean`, `super_weight`, `super_weights`; or of a control,
-      `random_channels`, `other_token`, `random_weights`.
+    name: `zero`, `mean`, `super_weight`, `super_neuron`, and of several
+      `super_weights`, `super_neurons`; or of a control, `random_channels`,
+      `other_token`, `random_weights`.
     control: whether it is one.
     edited: what was done, in words.
     loss: nats per token.
@@ -294,10 +296,22 @@ def _weight_plan(
     scores = texts.score(super_weights_lib.remove(params, gone))
     return name, control, f'{what} removed (|weight| {size})', scores
 
-  plan = [without('super_weight', False, 'the super weight', entries[:1])]
+  def without_neurons(
+    name: str, what: str, gone: Sequence[super_weights_lib.Entry]
+  ) -> tuple[str, bool, str, edited_loss.Scores]:
+    scores = texts.score(super_weights_lib.remove_neurons(params, gone))
+    return name, False, f'{what} at zero', scores
+
+  plan = [
+    without('super_weight', False, 'the super weight', entries[:1]),
+    without_neurons('super_neuron', 'its whole neuron', entries[:1]),
+  ]
   if len(entries) > 1:
     several = f'all {len(entries)} super weights'
-    plan.append(without('super_weights', False, several, entries))
+    plan += [
+      without('super_weights', False, several, entries),
+      without_neurons('super_neurons', 'all their neurons', entries),
+    ]
   drawn = super_weights_lib.like(params, entries, _CONTROL_ENTRIES, random)
   if drawn:
     several = f'{len(drawn)} random large entries'

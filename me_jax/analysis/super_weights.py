@@ -46,21 +46,33 @@ def remove(params: decoder.Params, entries: Sequence[Entry]) -> decoder.Params:
 
   A copy of that one leaf is made, in its own type; all others are shared.
   """
+  return _with_zeros(params, *np.array(entries, np.int32).T)
+
+
+def remove_neurons(
+  params: decoder.Params, entries: Sequence[Entry]
+) -> decoder.Params:
+  """Returns the parameters without the whole neurons that entries belong to.
+
+  Their rows of the down-projections are at 0, in all channels. As with `remove`,
+  that one leaf is copied.
+  """
+  return _with_zeros(params, *np.array(entries, np.int32).T[:2])
+
+
+def _with_zeros(params: decoder.Params, *index_E: np.ndarray) -> decoder.Params:
   layers = params['layers']
   down = layers['mlp']['down_proj']
-  kernel = _zero(down['kernel'], *np.array(entries, np.int32).T)
+  kernel = _zero(down['kernel'], index_E)
   mlp = {**layers['mlp'], 'down_proj': {**down, 'kernel': kernel}}
   return {**params, 'layers': {**layers, 'mlp': mlp}}
 
 
 @jax.jit
 def _zero(
-  kernel_LFD: jax.Array,
-  layer_E: jax.Array,
-  neuron_E: jax.Array,
-  channel_E: jax.Array,
+  kernel_LFD: jax.Array, index_E: tuple[np.ndarray, ...]
 ) -> jax.Array:
-  return kernel_LFD.at[layer_E, neuron_E, channel_E].set(0)
+  return kernel_LFD.at[index_E].set(0)
 
 
 def like(

@@ -128,13 +128,20 @@ def test_super_weights_equal_entries_removed_by_hand(made, found):
   assert found.super_weights == ((4, 7, SPIKE), (4, 2, SPIKE))
   before = jax.tree.map(np.asarray, params)
   kernel = params['layers']['mlp']['down_proj']['kernel']
-  for name, neurons in (('super_weight', [7]), ('super_weights', [7, 2])):
+  for name, where in (
+    ('super_weight', ([7], SPIKE)),
+    ('super_weights', ([7, 2], SPIKE)),
+    ('super_neuron', ([7], slice(None))),
+    ('super_neurons', ([7, 2], slice(None))),
+  ):
+    neurons, channels = where
     changed = jax.tree.map(lambda leaf: leaf, params)
     changed['layers']['mlp']['down_proj']['kernel'] = kernel.at[
-      4, np.array(neurons), SPIKE
+      4, np.array(neurons), channels
     ].set(0)
     loss, _ = loss_by_hand(model, changed, batch)
     assert found.named(name).loss == pytest.approx(loss, abs=2e-5)
+    assert not found.named(name).control
   chex.assert_trees_all_equal(before, params)
 
 

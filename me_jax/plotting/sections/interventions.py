@@ -25,7 +25,9 @@ _NAMES = {
   'random_channels': 'random channels to zero',
   'other_token': 'ordinary token to zero',
   'super_weight': 'super weight removed',
+  'super_neuron': 'its whole neuron to zero',
   'super_weights': 'all super weights removed',
+  'super_neurons': 'all their neurons to zero',
   'random_weights': 'random large weights removed',
 }
 
@@ -76,7 +78,7 @@ def _increase(
 
 def _said(found: interventions_lib.Interventions, name: str) -> str:
   increase = _increase(found, name)
-  return f'{increase.value:+.4g} ({increase.low:+.4g} to {increase.high:+.4g})'
+  return f'{increase.value:+.3f} ({increase.low:+.3f} to {increase.high:+.3f})'
 
 
 def _finding(found: interventions_lib.Interventions) -> list[str]:
@@ -92,14 +94,15 @@ def _finding(found: interventions_lib.Interventions) -> list[str]:
     layer, neuron, channel = found.super_weights[0]
     said.append(
       f'Without the super weight (layer {layer}, neuron {neuron}, channel '
-      f'{channel}) it loses {_said(found, "super_weight")} more'
-      + (
-        f', without all {len(found.super_weights)} of them '
-        f'{_said(found, "super_weights")}.'
-        if found.named('super_weights')
-        else '.'
-      )
+      f'{channel}) it loses {_said(found, "super_weight")} more, without that '
+      f'whole neuron {_said(found, "super_neuron")}.'
     )
+    if found.named('super_weights'):
+      said.append(
+        f'Without all {len(found.super_weights)} super weights it loses '
+        f'{_said(found, "super_weights")} more, without all their neurons '
+        f'{_said(found, "super_neurons")}.'
+      )
   if found.texts < 5:
     said.append(f'Only {found.texts} texts: the intervals say little.')
   return said
