@@ -1,6 +1,6 @@
 """Writes a GGUF file in K-quants, as large as the default model.
 
-Nobody here can quantise to these types, and the default model's width is no
+There is no quantiser for these types in Python, and the default model's width is no
 multiple of their 256 values: so the blocks are random, with scales that are
 finite, and the widths others. The vocabulary is the default model's.
 """

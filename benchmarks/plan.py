@@ -98,7 +98,7 @@ def main(arguments: Sequence[str]) -> int:
   _show(rows)
   for name in failed:
     print(f'failed, and keeps the rows it had: {name}')
-  if flags.json == results.DOCS:
+  if flags.json.resolve() == results.DOCS.resolve():
     # It renders these bars, too.
     from benchmarks import page
 

@@ -122,7 +122,11 @@ def problems(notebook: nbformat.NotebookNode) -> list[str]:
       for pattern in (_PATHS, _ADDRESS, _WARNING):
         if match := pattern.search(text):
           found.append(f'{where}: shows {match.group()!r}')
-      found += [f'{where}: shows {x!r}' for x in here if x in text]
+      found += [
+        f'{where}: shows {x!r}'
+        for x in here
+        if re.search(rf'(?<!\w){re.escape(x)}(?!\w)', text)
+      ]
   return found
 
 
@@ -172,11 +176,11 @@ def build(source: pathlib.Path, out: pathlib.Path) -> str:
   notebook, seconds = execute(source)
   if found := problems(notebook):
     raise NotebookError('\n'.join(f'{source.name}, {x}' for x in found))
-  size = write(notebook, out / f'{source.stem}.ipynb')
   if seconds > MOST_SECONDS:
     raise NotebookError(
       f'{source.name}: took {seconds:.0f} s, over {MOST_SECONDS} s'
     )
+  size = write(notebook, out / f'{source.stem}.ipynb')
   return f'{source.stem:<28} {seconds:4.0f} s  {size / 1000:4.0f} kB'
 
 

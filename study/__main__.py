@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 import pathlib
 import sys
 from typing import NoReturn
@@ -58,21 +59,38 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check_page(
-  page: pathlib.Path, models: list[str], data: str | None
+  page: pathlib.Path, options: options_lib.Options, steps: Sequence[str]
 ) -> None:
-  """Keeps built-in texts from taking the place of the public sets.
+  """Keeps results on a page from being replaced by less.
 
   Raises:
-    MeJaxError: the page holds results of one of the models on sets, and there
-      are none now.
+    MeJaxError: the page holds what this run would neither make nor find.
   """
-  for name in map(options_lib.name_of, models):
-    path = page_lib.folder_of(page) / f'{name}.json'
-    if data is None and path.is_file() and page_lib.extract(path)['data']:
-      raise errors.MeJaxError(
-        f'{page} holds results of {name} on public sets, which built-in texts'
-        ' would replace: give --data, or another --page.'
-      )
+  path = page_lib.folder_of(page) / f'{options.name}.json'
+  if not path.is_file():
+    return
+  kept = page_lib.extract(path)
+  what = ''
+  if options.quick and not kept['quick']:
+    what = 'which --quick would replace: give another --page.'
+  elif kept['data'] and not options.data:
+    what = (
+      'on public sets, which built-in texts would replace: give --data, or'
+      ' another --page.'
+    )
+  elif lost := [
+    name
+    for name, card in kept['steps'].items()
+    if card['status'] == runner.DONE
+    and name not in steps
+    and (runner.card(options.folder / name) or {}).get('status') != runner.DONE
+  ]:
+    what = (
+      f'of {", ".join(lost)}, which {options.out} lacks: run these steps, too,'
+      ' or give another --page.'
+    )
+  if what:
+    raise errors.MeJaxError(f'{page} holds results of {options.name} {what}')
 
 
 def main(
@@ -97,29 +115,29 @@ def main(
         f'there is no step {name!r}{errors.nearest(name, steps_lib.NAMES)};'
         f' steps: {", ".join(steps_lib.NAMES)}.'
       )
-  if flags.quick and flags.page == page_lib.PAGE:
+  page = pathlib.Path(flags.page)
+  if flags.quick and page.resolve() == pathlib.Path(page_lib.PAGE).resolve():
     raise errors.MeJaxError(
       f'--quick makes no results for {page_lib.PAGE}: give another --page.'
     )
-  page = pathlib.Path(flags.page)
-  _check_page(page, models, flags.data)
-  data_sha256 = options_lib.digest(flags.data)
-  failed = False
-  for model in models:
-    options = options_lib.Options(
+  studies = [
+    options_lib.Options(
       model=model, out=flags.out, data=flags.data, quick=flags.quick
     )
+    for model in models
+  ]
+  for options in studies:
+    _check_page(page, options, steps)
+  data_sha256 = options_lib.digest(flags.data)
+  failed = False
+  for options in studies:
     for name in steps_lib.NAMES:
       if name in steps:
         step = steps_lib.make(name, options)
         done = runner.run(step, options, data_sha256, launch=launch)
         failed |= done['status'] == runner.FAILED
     extract = collect.collect(options, page_lib.folder_of(page))
-    for path in (
-      options.folder / 'results.json',
-      page_lib.folder_of(page) / f'{options.name}.json',
-    ):
-      files.write_json(path, extract)
+    files.write_json(page_lib.folder_of(page) / f'{options.name}.json', extract)
     page_lib.write(page)
   print(f'study: wrote {page}')
   return int(failed)

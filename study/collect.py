@@ -14,7 +14,6 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks import machine
 from me_jax import files
 from study import claims as claims_lib
 from study import options as options_lib
@@ -43,7 +42,8 @@ def collect(
   Returns:
     The extract.
   """
-  cards = {name: _card(options, name) for name in steps_lib.NAMES}
+  data_sha256 = options_lib.digest(options.data)
+  cards = {name: _card(options, name, data_sha256) for name in steps_lib.NAMES}
   reports = {
     name: _report(options, name)
     for name, card in cards.items()
@@ -56,8 +56,7 @@ def collect(
     'headline': explained.get('headline', ''),
     'quick': options.quick,
     'data': options_lib.DATA if options.data else None,
-    'data_sha256': options_lib.digest(options.data),
-    'machine': machine.describe(),
+    'data_sha256': data_sha256,
     'about': {n: provenance[n] for n in _ABOUT if n in provenance},
     'tasks_left_out': _tasks_left_out(reports.get('evaluate')),
     'steps': cards,
@@ -131,16 +130,11 @@ def _table(claim: claims_lib.Claim, numbers: Mapping[str, Any]) -> Any:
     return {
       'rounding': {
         'variants': numbers['variants'],
-        'conditions': [_name(one) for one in numbers['conditions']],
+        'conditions': [one['name'] for one in numbers['conditions']],
         **{n: numbers[n] for n in ('corpora', 'loss', 'cost', 'relief')},
       }
     }
   return {}
-
-
-def _name(condition: Any) -> str:
-  """Returns a condition's name, however the report writes a tuple of names."""
-  return condition['name'] if isinstance(condition, dict) else condition[0]
 
 
 def _tasks_left_out(report: Mapping[str, Any] | None) -> list[str]:
@@ -179,10 +173,14 @@ def _figure(source: pathlib.Path, target: pathlib.Path, model: str) -> str:
   return path.name
 
 
-def _card(options: options_lib.Options, name: str) -> dict[str, Any]:
-  """Returns how a step ended, without what depends on where it ran."""
+def _card(
+  options: options_lib.Options, name: str, data_sha256: str | None
+) -> dict[str, Any]:
+  """Returns how a step ended, if it was of these data."""
   found = runner.card(options.folder / name)
-  return found or {'name': name, 'status': 'not run'}
+  if found and found.get('data_sha256') == data_sha256:
+    return found
+  return {'name': name, 'status': 'not run'}
 
 
 def _report(options: options_lib.Options, name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 import dataclasses
 import hashlib
 import os
@@ -49,15 +50,25 @@ class Options:
     What is looked at elsewhere, and compared with, is what does not depend on
     where the folders happen to be.
     """
-    if self.data:
-      for path in (os.path.abspath(self.data), self.data):
-        text = text.replace(path, DATA)
-    for path in (os.path.abspath(self.out), self.out):
-      text = text.replace(path, OUT)
+    names = {self.out: OUT}
     if os.path.exists(self.model):
-      for path in (os.path.abspath(self.model), self.model):
-        text = text.replace(path, f'path/to/{self.name}')
-    return text
+      names[self.model] = f'path/to/{self.name}'
+    if self.data:
+      names[self.data] = DATA
+    places = {os.path.abspath(path): name for path, name in names.items()}
+    # A relative path may be a common word: it is one where a flag has it.
+    flags = {f'={path.rstrip("/")}': f'={name}' for path, name in names.items()}
+    shown = places | flags
+    return re.sub(
+      rf'(?:(?<![\w./-])(?:{_any(places)})|(?:{_any(flags)}))(?![\w-])',
+      lambda found: shown[found[0]],
+      text,
+    )
+
+
+def _any(texts: Iterable[str]) -> str:
+  """Returns a pattern for any of them, the longest that fits."""
+  return '|'.join(map(re.escape, sorted(texts, key=len, reverse=True)))
 
 
 def name_of(model: str) -> str:

@@ -162,11 +162,24 @@ def _methods(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     header = ['step', 'status', 'seconds', 'load', 'begun (UTC)']
     parts.append(tables.markdown(header, rows))
-    parts.append(words.MACHINE.format(name=_model(one), **one['machine']))
+    parts += _machines(one)
     parts += _texts(one)
     versions = {v: None for card in cards for v in _versions(card)}
     parts.append(words.VERSIONS.format(versions='; or '.join(versions)))
   return [*parts, words.INTERVALS]
+
+
+def _machines(study: Mapping[str, Any]) -> list[str]:
+  """Says where steps ran, a sentence a machine."""
+  found = []
+  for card in study['steps'].values():
+    one = card.get('machine')
+    if one and one not in found:
+      found.append(one)
+  places = '; or '.join(words.MACHINE.format(**one) for one in found)
+  return [words.MACHINES.format(name=_model(study), machines=places)] * bool(
+    places
+  )
 
 
 def _texts(study: Mapping[str, Any]) -> list[str]:

@@ -1,13 +1,16 @@
 """How is a step run once, and not again while its result stands?
 
 Beside a step's report lies step.json: which command made it, with which
-versions and data, in how many seconds. A step whose command, versions, data or
-forerunner are others by now is run again.
+versions, data and code, on which machine, in how many seconds. A step whose
+command, versions, data or forerunner are others by now is run again; of other
+code it is only said, because most changes of it change no result.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -61,7 +64,10 @@ def run(
   )
   result = folder / steps_lib.REPORT
   if same and before['status'] == DONE and result.is_file():
-    _tell(options, step, 'done before')
+    said = 'done before'
+    if before.get('source') != wanted['source']:
+      said += f', by other code: without {folder} it is run again'
+    _tell(options, step, said)
     return before
   if not same and folder.exists():
     # What another command has left would be taken for this one's.
@@ -114,8 +120,22 @@ def _wanted(
     'versions': machine.versions(*_PACKAGES),
     'data_sha256': data_sha256 if options.data else None,
     'after': after,
+    'source': _source(),
+    'machine': machine.describe(),
     'started': time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime()),
   }
+
+
+@functools.cache
+def _source() -> str:
+  """Returns a hash of the code and the configurations that steps run."""
+  found = hashlib.sha256()
+  root = pathlib.Path(__file__).parents[1]
+  for folder in ('me_jax', 'configs', 'study'):
+    for path in sorted((root / folder).rglob('*.py')):
+      found.update(str(path.relative_to(root)).encode())
+      found.update(path.read_bytes())
+  return found.hexdigest()[:16]
 
 
 def _launch(argv: list[str], log: Any) -> int:

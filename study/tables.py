@@ -111,7 +111,7 @@ def _rounding(found: Mapping[str, Any]) -> list[str]:
   variants = found['variants']
   others = [name for name in variants if name in _first(found['relief'])]
   for corpus, about in found['corpora'].items():
-    texts = about['texts'] if isinstance(about, Mapping) else about[0]
+    texts = about['texts']
     header = ['rounded', *variants, *(f'{name} less stock' for name in others)]
     exact = [f'{found["loss"][corpus][name]["exact"]:.3f}' for name in variants]
     rows = [['nothing (loss)', *exact, *('' for _ in others)]]

@@ -53,10 +53,11 @@ METHODS = (
   'Every step is a command that a reader can give by itself; the study only '
   'keeps its report. Results are those of the commands below, in this order.'
 )
-MACHINE = (
-  '{name}: {cores} cores ({cpu}), {memory} GiB of memory, {system}. Seconds are '
-  'by the clock, and load is how many processes of the machine ran or waited in '
-  'the minute before the step began: other work made steps slower.'
+MACHINE = '{cores} cores ({cpu}), {memory} GiB of memory, {system}'
+MACHINES = (
+  '{name}: {machines}. Seconds are by the clock, and load is how many processes '
+  'of the machine ran or waited in the minute before the step began: other work '
+  'made steps slower.'
 )
 TEXTS_DATA = (
   'Prompts of the analyses: {prompts} ({count}, SHA-256 {prompt_hash}…), each '

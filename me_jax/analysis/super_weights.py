@@ -69,9 +69,7 @@ def _with_zeros(params: decoder.Params, *index_E: np.ndarray) -> decoder.Params:
 
 
 @jax.jit
-def _zero(
-  kernel_LFD: jax.Array, index_E: tuple[np.ndarray, ...]
-) -> jax.Array:
+def _zero(kernel_LFD: jax.Array, index_E: tuple[np.ndarray, ...]) -> jax.Array:
   return kernel_LFD.at[index_E].set(0)
 
 

@@ -137,29 +137,6 @@ def check_target(folder: str | os.PathLike[str], *, overwrite: bool) -> str:
   )
 
 
-def hf_tensors(
-  config: config_lib.ModelConfig, params: Mapping[str, Any]
-) -> dict[str, np.ndarray]:
-  """Returns the parameters under Hugging Face's names and in its layout.
-
-  Args:
-    config: of the model.
-    params: its parameter tree, layers stacked.
-
-  Returns:
-    A tensor a name, kernels `[out, in]`, in the types of `params`.
-
-  Raises:
-    MeJaxError: as `export` does.
-  """
-  return {
-    tensor.name: np.concatenate(
-      [piece.reshape(-1) for piece in tensor.pieces()]
-    ).reshape(tensor.shape)
-    for tensor in _tensors(config, params, None)
-  }
-
-
 def _configs(
   config: config_lib.ModelConfig, tensors: list[safetensors_write.Tensor]
 ) -> dict[str, dict[str, Any]]:

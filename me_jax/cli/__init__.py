@@ -34,7 +34,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv: what follows the program's name; by default the process's own.
 
   Returns:
-    0 on success, 2 on bad input, after one line that says what is wrong.
+    0 on success; 1 where a verb's question has a bad answer, as a run that
+    does not fit; 2 on bad input, after one line that says what is wrong; 130
+    if interrupted.
   """
   argv = list(sys.argv[1:] if argv is None else argv)
   try:

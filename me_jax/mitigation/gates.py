@@ -282,7 +282,7 @@ def _marked(
       f'tokens is {tokens!r}, must be {" or ".join(TOKENS)}, or positions'
       f'{errors.nearest(tokens, TOKENS)}'
     )
-  return wemask.scaled(model, params, ones_LD, leaves)
+  return wemask.scaled(params, ones_LD, leaves)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2))

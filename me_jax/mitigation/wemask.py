@@ -216,7 +216,6 @@ def apply(
 ) -> decoder.Params:
   """Returns the parameters with a recipe's mask, see `wemask`."""
   return scaled(
-    model,
     params,
     scale(model, params, recipe, batch=batch),
     marks(model, recipe),
@@ -266,7 +265,6 @@ def marks(model: decoder.Decoder, recipe: Recipe) -> dict[str, np.ndarray]:
 
 
 def scaled(
-  model: decoder.Decoder,
   params: decoder.Params,
   scale_LD: np.ndarray,
   leaves: Mapping[str, np.ndarray],
@@ -274,8 +272,7 @@ def scaled(
   """Returns the parameters with a scale multiplied in.
 
   Args:
-    model: the decoder.
-    params: its parameters, masked or not.
+    params: of a decoder, masked or not.
     scale_LD: float32.
     leaves: of `marks`.
 

@@ -245,7 +245,7 @@ def _fusion(
   inner = module.computations.get(one.attribute('calls'))
   if inner is None:
     return _main(one.shape) + sum(_main(operand.shape) for operand in operands)
-  total = _written(module, inner, one)
+  total = _written(inner, one)
   for place, operand in enumerate(operands):
     full = _main(operand.shape)
     if full:
@@ -253,11 +253,7 @@ def _fusion(
   return total
 
 
-def _written(
-  module: hlo_text.Module,
-  inner: hlo_text.Computation,
-  one: hlo_text.Instruction,
-) -> int:
+def _written(inner: hlo_text.Computation, one: hlo_text.Instruction) -> int:
   """Returns bytes that a fusion writes: of an updated array, the update."""
   root = inner.instructions[inner.root]
   arrays = hlo_text.arrays(one.shape)

