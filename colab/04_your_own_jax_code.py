@@ -242,6 +242,13 @@ table(
 print(f'largest |x| of the first token (loss); neurons of layer {report.layer}')
 
 # %% [markdown]
+# A quarter of the spike is as good as all of it, and a random neuron is nothing to
+# either: the loss hardly moves. That is no contradiction to what `explain` finds, that
+# without massive activations the model breaks. A second neuron still writes a quarter
+# of the spike in the same direction, and a norm stands before everything that reads
+# the token, so only the direction counts. `explain` turns both neurons off.
+
+# %% [markdown]
 # ## A training loop of your own
 #
 # Plain optax: nothing below knows the library's trainer. Trained are the weights of

@@ -10,6 +10,7 @@ import pathlib
 import re
 
 from me_jax import errors
+from me_jax.checkpoints import locate
 
 DEFAULT_MODEL = 'smollm2'
 DATA, OUT = 'path/to/sets', 'out/study'
@@ -84,7 +85,8 @@ def check(models: list[str], data: str | None) -> None:
   """Looks over what was given before any work.
 
   Raises:
-    MeJaxError: the folder of data is none, or two models have one name.
+    MeJaxError: the folder of data is none, two models have one name, or one
+      is not there.
   """
   if data is not None and not os.path.isdir(data):
     raise errors.MeJaxError(f'--data={data} is no folder.')
@@ -95,6 +97,8 @@ def check(models: list[str], data: str | None) -> None:
         f'two models are called {name}: rename a folder, or study them with'
         ' two --out.'
       )
+  for model in models:
+    locate.locate(model)
 
 
 def digest(data: str | None) -> str | None:

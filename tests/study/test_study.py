@@ -161,6 +161,7 @@ def test_several_models_have_a_column_each(run, tmp_path):
     (['--quick'], '--quick makes no results for docs/study.md'),
     (['--fast'], '--help lists the flags'),
     (['--model=a/b/x', '--model=c/d/x'], 'two models are called x'),
+    (['--model=nosuch'], 'nosuch: no such file, folder or alias'),
   ],
 )
 def test_a_mistake_is_told_before_any_work(argv, message):

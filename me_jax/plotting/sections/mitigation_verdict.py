@@ -28,6 +28,8 @@ class Judged(NamedTuple):
     controls: the same of its controls, by name.
     rivals: controls that improve them as much.
     weaker: whether attention to the massive token falls; None if unknown.
+    looser: whether what attention receives of the token gets less alike across
+      inputs; None if unknown.
   """
 
   corpora: list[str]
@@ -38,6 +40,7 @@ class Judged(NamedTuple):
   controls: dict[str, float]
   rivals: list[str]
   weaker: bool | None
+  looser: bool | None
 
 
 def judge(outcome: outcome_lib.Outcome) -> Judged:
@@ -61,12 +64,6 @@ def judge(outcome: outcome_lib.Outcome) -> Judged:
     if mask not in (CHOSEN, PAPER)
   }
   controls = {m: x for m, x in controls.items() if math.isfinite(x)}
-  attention = [
-    outcome.internals[mask].attention
-    for mask in (STOCK, CHOSEN)
-    if mask in outcome.internals
-  ]
-  known = len(attention) == 2 and np.isfinite(attention).all()
   return Judged(
     corpora=corpora,
     helped=helped,
@@ -75,8 +72,21 @@ def judge(outcome: outcome_lib.Outcome) -> Judged:
     change=change,
     controls=controls,
     rivals=[mask for mask, x in controls.items() if helped and x <= change],
-    weaker=bool(attention[1] < attention[0]) if known else None,
+    weaker=_falls(outcome, 'attention'),
+    looser=_falls(outcome, 'rigidity'),
   )
+
+
+def _falls(outcome: outcome_lib.Outcome, name: str) -> bool | None:
+  """Says whether the chosen mask lowers what is measured inside the model."""
+  found = [
+    getattr(outcome.internals[mask], name)
+    for mask in (STOCK, CHOSEN)
+    if mask in outcome.internals
+  ]
+  if len(found) < 2 or not np.isfinite(found).all():
+    return None
+  return bool(found[1] < found[0])
 
 
 def _mean(
@@ -92,7 +102,8 @@ def verdict(outcome: outcome_lib.Outcome, judged: Judged) -> spec.Verdict:
   """Returns what is left of the claim.
 
   It holds where at least half of the corpora that count improve, none gets
-  worse, attention to the massive token falls, and no control does as well.
+  worse, attention to the massive token falls and what it receives of the token
+  gets less rigid, and no control does as well.
   """
   if not outcome.trials:
     return 'not tested'
@@ -106,6 +117,7 @@ def verdict(outcome: outcome_lib.Outcome, judged: Judged) -> spec.Verdict:
     2 * len(judged.helped) >= len(judged.corpora)
     and not judged.hurt
     and judged.weaker
+    and judged.looser
     # Without a control any mask might have done the same.
     and judged.controls
     and not judged.rivals

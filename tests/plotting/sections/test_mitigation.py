@@ -130,6 +130,18 @@ def test_sinks_must_weaken():
   assert mitigation_verdict.judge(unknown).weaker is None
 
 
+def test_a_token_that_stays_rigid_is_not_relaxed():
+  good = chosen(GSM8K=-0.1, MATH_500=-0.1)
+  assert verdict(good) == 'holds'
+  rigid = good.internals[CHOSEN]._replace(
+    rigidity=good.internals['stock'].rigidity
+  )
+  inside = {**good.internals, CHOSEN: rigid}
+  section = mitigation.section(dataclasses.replace(good, internals=inside))
+  assert section.verdict == 'in part'
+  assert 'as rigid as before' in section.finding
+
+
 def test_plain_texts_count_where_there_are_no_chats():
   corpora = {'C4': False, 'WikiText-2': False}
   found = {name: outcomes.change(-0.05) for name in corpora}
