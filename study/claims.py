@@ -16,7 +16,7 @@ class Claim:
     step: whose report answers it.
     section: of that report; None where runs are compared (`paired`).
     figures: of the report that go on the page, with what they show.
-    against: the step that is the control, where two runs are compared.
+    against: the step that it is compared with, where two runs are.
   """
 
   name: str
@@ -158,6 +158,13 @@ CLAIMS = (
       'training-held-out': 'The run of gates on the massive token: change of '
       'the loss on held-out texts.',
     },
+  ),
+  Claim(
+    name='gates-and-mask',
+    label='Trained gates do more than a tuned mask',
+    paper=False,
+    step='train-gates',
+    against='tuned-mask',
   ),
   Claim(
     name='eight-bits',

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 import json
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,18 +17,56 @@ from me_jax.training import held_out as held_out_lib
 from study import estimates
 
 HELD_OUT = 'held_out.json'
+
+
+class _Words(NamedTuple):
+  """How a comparison is told.
+
+  Attributes:
+    claim: what is claimed.
+    run: what should be better.
+    other: what it is compared with.
+    control: what the two have in common, or what else there is to know.
+    when: which losses of the other run count, `before` or `after` its steps.
+  """
+
+  claim: str
+  run: str
+  other: str
+  control: str
+  when: str = 'after'
+
+
+_ONE_THING = (
+  'The control is {other}: as many steps on the same rows, and all else is the '
+  'same.'
+)
 _WORDS = {
-  'gates': (
+  'gates': _Words(
     'Factors on what attention receives of the massive token are a better '
     'thing to train than the same factors on another constant token.',
     'gates on the massive token',
     'gates on the control token',
+    _ONE_THING,
   ),
-  'mask-in-training': (
+  'gates-and-mask': _Words(
+    'Gates are what a mask becomes when it is trained. Trained on chats, they '
+    'lower the loss of other chats further than the mask that was chosen '
+    'without training.',
+    'trained gates',
+    'the tuned mask',
+    'Both act on the same token, in the layers after the emergence, and are '
+    'measured on the same texts; the mask saw a few chats, to be chosen, and '
+    'gates were trained on many. What any other token does when it is trained '
+    'so stands under the claim before.',
+    'before',
+  ),
+  'mask-in-training': _Words(
     'Fine-tuning with the mask fixed in every forward pass ends with a lower '
     'loss than the same fine-tuning without it.',
     'the run with the mask',
     'the run without',
+    _ONE_THING,
   ),
 }
 
@@ -48,12 +86,14 @@ def runs(
   """
   ours, theirs = (_sets(folder) for folder in (run, control))
   about = {one['name']: one for one in _reported(run)}
-  names = [n for n in ours['after'] if n in theirs['after'] and n in about]
+  words = _WORDS[name]
+  theirs_then = theirs[words.when]
+  names = [n for n in ours['after'] if n in theirs_then and n in about]
   # What has chosen the step flatters the run.
   final = [n for n in names if 'choosing' not in n] or names
   rows, better, worse, sure = [], [], [], []
   for of in final:
-    mine, other = ours['after'][of], theirs['after'][of]
+    mine, other = ours['after'][of], theirs_then[of]
     if not np.array_equal(mine.tokens_N, other.tokens_N):
       continue
     change = estimates.Estimate(*held_out_lib.change(other, mine))
@@ -74,7 +114,6 @@ def runs(
       worse += [of] * (change.low > 0)
   if not rows:
     return None
-  claim, mine_said, other_said = _WORDS[name]
   said = estimates.listed(
     [f'{estimates.interval(r["difference"])} on {r["set"]}' for r in rows]
   )
@@ -84,16 +123,16 @@ def runs(
     if sets
   ]
   return {
-    'claim': claim,
+    'claim': words.claim,
     'verdict': _verdict(better, sure),
     'finding': (
-      f'After as many steps on the same rows, {mine_said} and {other_said} '
-      f'differ by {said} nats per token. By the whole interval, and on the '
-      f'task, the first is {" and ".join(sides) or "neither better nor worse"}.'
+      f'On held-out texts, {words.run} and {words.other} differ by {said} nats '
+      'per token. By the whole interval, and on the task, the first is '
+      f'{" and ".join(sides) or "neither better nor worse"}.'
     ),
     'control': (
-      f'The control is {other_said}: all else is the same, and the '
-      'differences are paired by held-out text. One seed each.'
+      f'{words.control.format(other=words.other)} Differences are paired by '
+      'text. One seed each.'
     ),
     'runs': rows,
   }

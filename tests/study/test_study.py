@@ -30,7 +30,7 @@ def _run(tmp_path):
 
 def test_all_steps_make_a_page(run, tmp_path):
   status, page, launcher = run()
-  assert status == 0 and len(launcher.asked) == 8
+  assert status == 0 and len(launcher.asked) == 9
   assert 'of the claims of the paper, 7 hold' in page
   assert 'What was found of emergence: 0.123456.' in page
   assert '*Control.* The control of emergence.' in page
@@ -58,7 +58,7 @@ def test_a_second_run_runs_nothing(run):
 
 def test_a_step_that_fails_is_told_and_the_others_go_on(run, capsys):
   status, page, launcher = run(fails=('evaluate', 'mitigate'))
-  assert status == 1 and len(launcher.asked) == 8
+  assert status == 1 and len(launcher.asked) == 9
   assert 'Not tested: me-jax: evaluate lacks something' in page
   assert (
     '| [The relaxed model answers better](#ability) | the paper | not tested |'
@@ -77,7 +77,7 @@ def test_steps_that_were_not_run_are_not_tested(run):
 
 def test_a_quick_run_says_that_it_is_no_result(run):
   status, page, launcher = run('--quick')
-  assert status == 0 and len(launcher.asked) == 6
+  assert status == 0 and len(launcher.asked) == 7
   assert 'Its numbers are no results' in page
   assert any('--texts=4' in argv for argv in launcher.asked)
 
@@ -147,7 +147,7 @@ def test_several_models_have_a_column_each(run, tmp_path):
     (tmp_path / name).mkdir()
   models = [f'--model={tmp_path / name}' for name in ('one', 'two')]
   status, page, launcher = run(*models)
-  assert status == 0 and len(launcher.asked) == 16
+  assert status == 0 and len(launcher.asked) == 18
   assert '| claim | of | `one` | `two` |' in page
   assert '#### two' in page and '--model=path/to/one' in page
   assert str(tmp_path) not in page
