@@ -22,7 +22,7 @@ from study import tables
 from study import words
 
 PAGE = 'docs/study.md'
-_HASH = 12  # characters of a hash that are shown
+_HASH, _CODE = 12, 8  # characters of a hash that are shown
 
 
 def folder_of(page: pathlib.Path) -> pathlib.Path:
@@ -157,10 +157,11 @@ def _methods(studies: Sequence[Mapping[str, Any]]) -> list[str]:
         f'{card["seconds"]:.0f}' if 'seconds' in card else '',
         f'{card["load"]}' if 'load' in card else '',
         card.get('started', ''),
+        card.get('source', '')[:_CODE],
       ]
       for card in cards
     ]
-    header = ['step', 'status', 'seconds', 'load', 'begun (UTC)']
+    header = ['step', 'status', 'seconds', 'load', 'begun (UTC)', 'code']
     parts.append(tables.markdown(header, rows))
     parts += _machines(one)
     parts += _texts(one)

@@ -33,17 +33,21 @@ def _masks(found: Mapping[str, Any]) -> list[str]:
     cells = [_interval(by_corpus.get(c), 'loss') for c in stock]
     rows.append([mask, *cells])
   chats = [c for c, one in stock.items() if one['chat']]
-  for mask in [m for m in ('chosen',) if m in changes and chats]:
-    cells = [
-      _interval(changes[mask].get(c), 'answer') if c in chats else ''
-      for c in stock
-    ]
-    rows.append([f'{mask}, answers alone', *cells])
-  return [
+  answers = [
+    [mask, *(_interval(by_corpus.get(c), 'answer') for c in chats)]
+    for mask, by_corpus in changes.items()
+  ]
+  tables = [
     'Change of the loss on held-out texts, nats per token; the rows after the '
     'chosen and the published mask are controls.',
     markdown(['mask', *stock], rows),
   ]
+  if chats:
+    tables += [
+      'The same of the answers alone.',
+      markdown(['mask', *chats], answers),
+    ]
+  return tables
 
 
 def _runs(found: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -57,7 +57,8 @@ MACHINE = '{cores} cores ({cpu}), {memory} GiB of memory, {system}'
 MACHINES = (
   '{name}: {machines}. Seconds are by the clock, and load is how many processes '
   'of the machine ran or waited in the minute before the step began: other work '
-  'made steps slower.'
+  'made steps slower. Code is a hash of the sources that a step ran, and is empty '
+  'where it was not kept.'
 )
 TEXTS_DATA = (
   'Prompts of the analyses: {prompts} ({count}, SHA-256 {prompt_hash}…), each '
