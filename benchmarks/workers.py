@@ -186,7 +186,8 @@ def _jax_arguments(vocab: int, shape: tuple[int, int]) -> tuple[Any, ...]:
   return tokens, np.ones_like(tokens), operands
 
 
-if __name__ == '__main__':
+def every() -> dict[str, Callable[..., Any]]:
+  """Returns all workers by name."""
   from benchmarks import diagnose_workers
   from benchmarks import generate_workers
   from benchmarks import load_workers
@@ -201,5 +202,8 @@ if __name__ == '__main__':
     *mitigate_workers.WORKERS, *generate_workers.WORKERS,
     *train_workers.WORKERS, *speed.WORKERS,
   )  # fmt: skip
-  chosen = {worker.__name__: worker for worker in workers}[sys.argv[1]]
-  print(json.dumps(chosen(*sys.argv[2:])))
+  return {worker.__name__: worker for worker in workers}
+
+
+if __name__ == '__main__':
+  print(json.dumps(every()[sys.argv[1]](*sys.argv[2:])))

@@ -5,8 +5,11 @@ Nothing is measured here, and no bar is judged: that is for a quiet machine.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
 import json
+import re
 
 from PIL import Image
 import pytest
@@ -19,6 +22,7 @@ from benchmarks import processes
 from benchmarks import results
 from benchmarks import rows
 from benchmarks import sections
+from benchmarks import workers
 from me_jax import errors
 
 SPEED = {'gflops': 100.0, 'gbytes': 10.0}
@@ -100,6 +104,31 @@ def test_every_record_is_of_something_that_can_be_measured_again():
   kept = results.load(results.DOCS)
   assert set(kept['sections']) <= set(sections.SECTIONS)
   assert set(kept['plans']) <= set(plan.BARS)
+
+
+def test_every_worker_that_a_section_names_is_there():
+  tree = ast.parse(inspect.getsource(sections))
+  named = set()
+  for call in [n for n in ast.walk(tree) if isinstance(n, ast.Call)]:
+    called = call.func.attr if isinstance(call.func, ast.Attribute) else ''
+    if called in ('work', 'worker') and isinstance(call.args[0], ast.Constant):
+      named.add(call.args[0].value)
+    if isinstance(call.func, ast.Name) and call.func.id == '_rates':
+      named |= {f'{side}_{call.args[1].value}' for side in ('jax', 'torch')}
+  for text in [n for n in ast.walk(tree) if isinstance(n, ast.JoinedStr)]:
+    before, *after = text.values
+    if isinstance(before, ast.FormattedValue) and after:
+      # Others are words of a table, and the pattern of `_rates`.
+      if re.fullmatch('_[a-z]+', after[0].value):
+        named |= {side + after[0].value for side in ('jax', 'torch')}
+  for names in [n for n in ast.walk(tree) if isinstance(n, ast.Tuple)]:
+    first = names.elts[0]
+    if isinstance(first, ast.Constant) and str(first.value).endswith('_train'):
+      named.add(first.value)
+  known = workers.every()
+  assert len(named) > 20 and named <= set(known), named - set(known)
+  # And none is there that no section names.
+  assert set(known) - named <= {'model_folder', 'speed'}
 
 
 # Rows.
