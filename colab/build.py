@@ -232,13 +232,16 @@ def main() -> None:
   parser.add_argument('--out', type=pathlib.Path, default=FOLDER)
   parser.add_argument('names', nargs='*', help='how the names begin, as 01')
   args = parser.parse_args()
+  for name in args.names:
+    if not any(source.name.startswith(name) for source in sources()):
+      here = ', '.join(source.stem for source in sources())
+      print(f'no notebook begins with {name}, only {here}', file=sys.stderr)
+      sys.exit(2)
   chosen = [
     source
     for source in sources()
     if not args.names or source.name.startswith(tuple(args.names))
   ]
-  if not chosen:
-    parser.error(f'no notebook begins with {" or ".join(args.names)}')
   args.out.mkdir(parents=True, exist_ok=True)
   failed = False
   for source in chosen:
