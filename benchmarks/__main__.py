@@ -1,7 +1,7 @@
 """`make bench`: the bars of the project, measured side by side.
 
 Processes of the two sides take turns, and medians are quoted. On two quiet
-cores it takes the better part of an hour. Names of sections measure those
+cores it took 69 minutes. Names of sections measure those
 alone and replace their rows in docs/benchmarks.json; docs/benchmarks.md follows.
 The exit status is 1 if a bar is missed or a section fails.
 """

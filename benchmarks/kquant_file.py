@@ -1,7 +1,7 @@
 """Writes a GGUF file in K-quants, as large as the default model.
 
-There is no quantiser for these types in Python, and the default model's width is no
-multiple of their 256 values: so the blocks are random, with scales that are
+The gguf package reads these types and does not write them, and the default model's
+width is no multiple of their 256 values: so the blocks are random, with scales that are
 finite, and the widths others. The vocabulary is the default model's.
 """
 

@@ -177,10 +177,10 @@ def _machines(study: Mapping[str, Any]) -> list[str]:
     one = card.get('machine')
     if one and one not in found:
       found.append(one)
+  if not found:
+    return []
   places = '; or '.join(words.MACHINE.format(**one) for one in found)
-  return [words.MACHINES.format(name=_model(study), machines=places)] * bool(
-    places
-  )
+  return [words.MACHINES.format(name=_model(study), machines=places)]
 
 
 def _texts(study: Mapping[str, Any]) -> list[str]:

@@ -101,7 +101,7 @@ LIMITS = (
   '**Many readings.** Verdicts follow thresholds that are ours. They were written '
   'before this run, but for two: that of rounding was changed after a first small '
   'run, which it had called "does not hold", and that of the mask asks for less '
-  'rigidity since a reader found that the claim says so. Another threshold may '
+  'rigidity, because the claim says so. Another threshold may '
   'turn "in part" into another word; the numbers stand beside it.',
   '**What is chosen on chats may not be about chats.** The first token of a chat '
   'is always the same, and of plain text it is not: gains on chats can come from '
