@@ -25,8 +25,8 @@ NOT_TESTED = 'not tested'
 # Bytes of a figure, its width in dots, and colours.
 _LARGEST, _WIDTH, _COLORS = 200_000, 1200, 128
 _ABOUT = (
-  'dtype', 'matmul_precision', 'attention', 'device', 'prompts', 'prompt_count',
-  'prompts_sha256', 'bos', 'seed',
+  'parameters', 'dtype', 'matmul_precision', 'attention', 'device', 'prompts',
+  'prompt_count', 'prompts_sha256', 'bos', 'seed',
 )  # fmt: skip
 
 
@@ -120,7 +120,8 @@ def _table(claim: claims_lib.Claim, numbers: Mapping[str, Any]) -> Any:
       mask: {c: {n: found[n] for n in ('loss', 'answer')} for c, found in by.items()}
       for mask, by in numbers['changes'].items()
     }  # fmt: skip
-    return {'masks': {'stock': stock, 'changes': changes}}
+    masks = {'stock': stock, 'changes': changes}
+    return {'masks': masks, 'less': numbers['less']}
   if claim.name == 'ability':
     names = ('task', 'metric', 'items', 'stock', 'mitigated', 'difference',
              'p', 'verdict')  # fmt: skip

@@ -45,8 +45,15 @@ def read(page: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def extract(path: pathlib.Path) -> dict[str, Any]:
-  """Reads what one model's steps have left."""
-  return json.loads(path.read_text(encoding='utf-8'))
+  """Reads what one model's steps have left.
+
+  To a claim that is younger than the extract there is no answer.
+  """
+  found = json.loads(path.read_text(encoding='utf-8'))
+  younger = {'verdict': collect.NOT_TESTED, 'why': words.YOUNGER}
+  for claim in claims_lib.CLAIMS:
+    found['claims'].setdefault(claim.name, younger)
+  return found
 
 
 def render(studies: Sequence[Mapping[str, Any]], folder: str) -> str:
@@ -101,7 +108,7 @@ def _abstract(studies: Sequence[Mapping[str, Any]]) -> str:
     paper=words.PAPER,
     paper_claims=count[True],
     own_claims=count[False],
-    models=estimates.listed([_model(one) for one in studies]),
+    models=estimates.listed([_sized(one) for one in studies]),
     outcomes=' '.join(outcomes),
   )
 
@@ -128,6 +135,19 @@ def _lower(label: str) -> str:
 
 def _model(study: Mapping[str, Any]) -> str:
   return f'`{study["name"]}`'
+
+
+def _sized(study: Mapping[str, Any]) -> str:
+  """Returns a model's name and how large it is, where that is known."""
+  count = study['about'].get('parameters')
+  if not count:
+    return _model(study)
+  size = (
+    f'{count / 1e9:.3g} billion'
+    if count >= 1e9
+    else f'{count / 1e6:.0f} million'
+  )
+  return words.MODEL.format(model=_model(study), size=size)
 
 
 def _summary(studies: Sequence[Mapping[str, Any]]) -> str:
@@ -216,6 +236,7 @@ def _results(studies: Sequence[Mapping[str, Any]], folder: str) -> list[str]:
     text = next((answer['claim'] for answer in said if 'claim' in answer), '')
     if text:
       parts.append(f'*Claim.* {text}')
+    parts.append(f'*Verdict.* {claim.rule}')
     for one, answer in zip(studies, said):
       if len(studies) > 1:
         parts.append(f'#### {one["name"]}')

@@ -72,18 +72,19 @@ def main(argv: list[str]) -> None:
       seed=flags.seed,
       progress=functools.partial(progress.step, 'rounding'),
     )
-    section = section_lib.section(result)
+    sections = section_lib.sections(result)
     page = report_lib.write(
       flags.out,
-      [section],
+      sections,
       title=f'Eight bits and {flags.model}',
-      headline=f'{section.title}: {section.verdict}.',
+      headline=' '.join(f'{one.title}: {one.verdict}.' for one in sections),
       provenance=found.report.provenance
       | {'seed': flags.seed, 'data': flags.data or 'built-in'},
       command=flags_lib.command_line('study.quantise', flags),
       progress=functools.partial(progress.step, 'drawing'),
     )
-  print(f'{section.title}: {section.verdict}.\n{section.finding}')
+  for one in sections:
+    print(f'{one.title}: {one.verdict}.\n{one.finding}')
   print(f'wrote {page}')
 
 

@@ -50,6 +50,18 @@ def _masks(found: Mapping[str, Any]) -> list[str]:
   return tables
 
 
+def _less(found: Mapping[str, Any]) -> list[str]:
+  corpora = list(_first(found))
+  rows = [
+    [mask, *(_interval(by_corpus, c) for c in corpora)]
+    for mask, by_corpus in found.items()
+  ]
+  return [
+    'The chosen mask less each other one, paired by text, all tokens.',
+    markdown(['less', *corpora], rows),
+  ]
+
+
 def _runs(found: Sequence[Mapping[str, Any]]) -> list[str]:
   header = ['set', 'texts', 'before', 'run', 'control', 'run less control']
   rows = [
@@ -153,6 +165,7 @@ def _cell(text: str) -> str:
 
 _MAKERS = {
   'masks': _masks,
+  'less': _less,
   'runs': _runs,
   'baked': _baked,
   'tasks': _tasks,

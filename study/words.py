@@ -9,6 +9,7 @@ TITLE = 'A reproduction study'
 GENERATED = (
   '<!-- Written by `make study` from the extracts in study/; do not edit. -->'
 )
+MODEL = '{model} ({size} parameters)'
 PAPER = (
   'Shi, Wang, Yang, Wang and Tang, *A Single Layer to Explain Them All: '
   'Understanding Massive Activations in Large Language Models* '
@@ -41,9 +42,9 @@ COUNTED = {
 }
 SUMMARY = (
   'A claim *holds* where what it says was seen by its whole interval or range and '
-  'not in its control; it holds *in part* where some of it was. The exact rules '
-  'stand in the code of each section, in `me_jax/plotting/sections` and, where '
-  'runs are compared, in `study/paired.py`.'
+  'not in its control; it holds *in part* where some of it was. Each claim below '
+  'has its rule beside it; the code of the rules is in `me_jax/plotting/sections` '
+  'and, where runs are compared, in `study/paired.py`.'
 )
 QUICK = (
   '**This page was made with `--quick`: everything is tiny, to see that the '
@@ -64,9 +65,8 @@ TEXTS_DATA = (
   'Prompts of the analyses: {prompts} ({count}, SHA-256 {prompt_hash}…), each '
   'with and without a BOS token where that makes a difference. Other texts: '
   'public sets in a folder, here called `{data}` (SHA-256 of its files '
-  '{data_hash}…): GSM8K, MATH-500, C4, WikiText-2, IFEval. A text that a mask '
-  'was chosen on, or that a model was trained on, is never one that it is '
-  'measured on.'
+  '{data_hash}…); tables name them. A text that a mask was chosen on, or that a '
+  'model was trained on, is never one that it is measured on.'
 )
 TEXTS_BUILTIN = (
   'Prompts of the analyses: {prompts} ({count}, SHA-256 {prompt_hash}…). Other '
@@ -83,6 +83,7 @@ INTERVALS = (
   'of intervals: of as many as are on this page, a few exclude zero by chance.'
 )
 VERSIONS = 'Versions: {versions}.'
+YOUNGER = 'the claim was added after these steps had run'
 NOT_TESTED = 'Not tested: {why}'
 LIMITS = (
   "**The paper's result tables were not available to us.** Nothing here is "

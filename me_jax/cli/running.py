@@ -75,6 +75,7 @@ def find(
   Raises:
     MeJaxError: the weights or the prompts are not sound.
   """
+  import jax
   import jax.numpy as jnp
 
   from me_jax.analysis import emergence
@@ -122,7 +123,9 @@ def find(
     bos_token_id=bos_id,
     report=dataclasses.replace(
       report,
-      provenance=report.provenance | _provenance(flags, checkpoint, prompts),
+      provenance=report.provenance
+      | _provenance(flags, checkpoint, prompts)
+      | {'parameters': sum(leaf.size for leaf in jax.tree.leaves(params))},
     ),
   )
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 import dataclasses
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -66,6 +67,7 @@ class Quantisation:
 
   Attributes:
     bits: of a rounded number.
+    guessing: loss of giving all words the same probability, nats per token.
     me_layer: of the stock model; None without one.
     conditions: what was rounded, `exact` first.
     variants: names of the models, `stock` first.
@@ -87,6 +89,7 @@ class Quantisation:
   """
 
   bits: int
+  guessing: float
   me_layer: int | None
   conditions: tuple[conditions.Condition, ...]
   variants: tuple[str, ...]
@@ -187,6 +190,7 @@ def measure(
       seen[name, condition.name] = _joined(parts)
   return Quantisation(
     bits=bits,
+    guessing=math.log(model.config.vocab_size),
     me_layer=me_layer,
     conditions=plan,
     variants=tuple(trees),

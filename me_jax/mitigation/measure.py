@@ -46,6 +46,24 @@ class Change(NamedTuple):
   kl: bootstrap.Estimate
 
 
+class Sums(NamedTuple):
+  """The same text by text, as sums over its predicted tokens, in nats `[X]`.
+
+  Attributes:
+    before: loss of the stock model.
+    after: loss with the mask.
+    answer_before: of the answer alone.
+    answer_after: of the answer alone.
+    kl: divergence.
+  """
+
+  before: np.ndarray
+  after: np.ndarray
+  answer_before: np.ndarray
+  answer_after: np.ndarray
+  kl: np.ndarray
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Stock:
   """The stock model on one corpus.
@@ -186,6 +204,19 @@ def change(
   Returns:
     What has changed, and from where.
   """
+  sums = compare(model, params, masked, against, progress=progress)
+  return summary(sums, against, seed=seed)
+
+
+def compare(
+  model: decoder.Decoder,
+  params: decoder.Params,
+  masked: decoder.Params,
+  against: Reference,
+  *,
+  progress: Progress | None = None,
+) -> Sums:
+  """Returns what `change` is made of, for masks to be compared by text."""
   texts = against.texts
   count = len(texts.counted_BT)
   found = []
@@ -198,27 +229,50 @@ def change(
     found.append([np.asarray(part) for part in parts])
     if progress:
       progress(min(start + texts.rows, count), count)
-  kl_BT, before_BT, after_BT = (np.concatenate(x)[:count] for x in zip(*found))
+  kl_BT, before_BT, after_BT = (
+    np.concatenate(x)[:count].astype(np.float64) for x in zip(*found)
+  )
+  return Sums(
+    before=texts.sums(before_BT),
+    after=texts.sums(after_BT),
+    answer_before=texts.answer_sums(before_BT),
+    answer_after=texts.answer_sums(after_BT),
+    kl=texts.sums(kl_BT),
+  )
 
-  def mean(sums_X: np.ndarray, tokens_X: np.ndarray) -> bootstrap.Estimate:
-    return bootstrap.weighted_mean(sums_X / tokens_X, tokens_X, seed=seed)
 
-  difference_BT = after_BT.astype(np.float64) - before_BT
-  tokens, answers = texts.tokens_X.sum(), texts.answers_X.sum()
+def summary(
+  sums: Sums, against: Reference, *, seed: int = 0
+) -> tuple[Change, Stock]:
+  """Returns means over texts with their intervals, and the stock model's."""
+  tokens_X, answers_X = against.texts.tokens_X, against.texts.answers_X
   return (
     Change(
-      loss=mean(texts.sums(difference_BT), texts.tokens_X),
-      answer=mean(texts.answer_sums(difference_BT), texts.answers_X),
-      kl=mean(texts.sums(kl_BT), texts.tokens_X),
+      loss=_mean(sums.after - sums.before, tokens_X, seed),
+      answer=_mean(sums.answer_after - sums.answer_before, answers_X, seed),
+      kl=_mean(sums.kl, tokens_X, seed),
     ),
     Stock(
       chat=against.chat,
-      texts=len(texts.tokens_X),
-      tokens=int(tokens),
-      loss=float(texts.sums(before_BT).sum() / tokens),
-      answer=float(texts.answer_sums(before_BT).sum() / answers),
+      texts=len(tokens_X),
+      tokens=int(tokens_X.sum()),
+      loss=float(sums.before.sum() / tokens_X.sum()),
+      answer=float(sums.answer_before.sum() / answers_X.sum()),
     ),
   )
+
+
+def less(
+  one: Sums, other: Sums, against: Reference, *, seed: int = 0
+) -> bootstrap.Estimate:
+  """Returns one mask's loss less another's, nats per token, paired by text."""
+  return _mean(one.after - other.after, against.texts.tokens_X, seed)
+
+
+def _mean(
+  sums_X: np.ndarray, tokens_X: np.ndarray, seed: int
+) -> bootstrap.Estimate:
+  return bootstrap.weighted_mean(sums_X / tokens_X, tokens_X, seed=seed)
 
 
 def internals(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import dataclasses
 from typing import Any
 
+from me_jax.analysis import bootstrap
 from me_jax.mitigation import measure
 from me_jax.mitigation import tune
 
@@ -28,6 +29,8 @@ class Outcome:
     stock: the stock model on held-out texts, by corpus.
     changes: by mask (`CHOSEN` first if there is one, `PAPER`, then the controls
       of the chosen one) and corpus.
+    less: the loss with the first mask of `changes` less that with each of the
+      others, by mask and corpus, paired by text.
     internals: by mask, `stock` included.
     baked: what the weights with the mask baked in do, by corpus; None when they
       were not asked for.
@@ -42,6 +45,7 @@ class Outcome:
   calibration: Mapping[str, int]
   stock: Mapping[str, measure.Stock]
   changes: Mapping[str, Mapping[str, measure.Change]]
+  less: Mapping[str, Mapping[str, bootstrap.Estimate]]
   internals: Mapping[str, measure.Internals]
   baked: Mapping[str, measure.Change] | None = None
   baked_kl: Mapping[str, float] | None = None

@@ -13,6 +13,7 @@ import dataclasses
 from typing import Any
 
 from me_jax import errors
+from me_jax.analysis import bootstrap
 from me_jax.analysis import me_report
 from me_jax.mitigation import corpora
 from me_jax.mitigation import measure
@@ -102,7 +103,7 @@ def relax(
   )
   chosen = trials[0] if len(trials) == 1 else tune.best(trials, budget)
   masks = _masks(model, report, chosen, seed)
-  stock, changes = _measure(
+  stock, changes, less = _measure(
     model, params, texts, masks, batch, length, seed, step
   )
   insides = {'stock': wemask.ones(model, params)}
@@ -128,6 +129,7 @@ def relax(
     calibration={kind: len(t.tokens_X) for kind, t in whole.items()},
     stock=stock,
     changes=changes,
+    less=less,
     internals=internals,
   )
 
@@ -283,11 +285,17 @@ def _measure(
   length: int,
   seed: int,
   step: Callable[[str], Any],
-) -> tuple[dict[str, measure.Stock], dict[str, dict[str, measure.Change]]]:
+) -> tuple[
+  dict[str, measure.Stock],
+  dict[str, dict[str, measure.Change]],
+  dict[str, dict[str, bootstrap.Estimate]],
+]:
   """Measures every mask on every corpus's held-out texts."""
   measured = _measured(texts)
   stock: dict[str, measure.Stock] = {}
   changes: dict[str, dict[str, measure.Change]] = {name: {} for name in masks}
+  first, *others = masks or ('',)
+  less: dict[str, dict[str, bootstrap.Estimate]] = {name: {} for name in others}
   told = step('measuring on held-out texts')
   total, done = len(measured) * len(masks), 0
   for corpus in measured:
@@ -295,12 +303,18 @@ def _measure(
       corpus.held_out, bos_token_id=model.config.bos_token_id, length=length
     )
     against = measure.reference(model, params, laid, chat=corpus.chat)
+    sums: dict[str, measure.Sums] = {}
     for name, recipe in masks.items():
       tree = wemask.apply(model, params, recipe, batch=batch)
-      changes[name][corpus.name], stock[corpus.name] = measure.change(
-        model, params, tree, against, seed=seed
+      sums[name] = measure.compare(model, params, tree, against)
+      changes[name][corpus.name], stock[corpus.name] = measure.summary(
+        sums[name], against, seed=seed
       )
       done += 1
       if told:
         told(done, total)
-  return stock, changes
+    for name in others:
+      less[name][corpus.name] = measure.less(
+        sums[first], sums[name], against, seed=seed
+      )
+  return stock, changes, less

@@ -107,6 +107,24 @@ def test_change_against_numpy(stock, against):
   assert other.loss.low != change.loss.low
 
 
+def test_masks_are_compared_by_text(stock, against):
+  model, params = stock
+  one, other = (
+    measure.compare(
+      model, params, wemask.wemask(model, params, REPORT, strength=x), against
+    )
+    for x in (0.7, 0.3)
+  )
+  found = measure.less(one, other, against)
+  changes = [measure.summary(x, against)[0].loss for x in (one, other)]
+  assert found.value == pytest.approx(changes[0].value - changes[1].value)
+  # Texts move together, so their difference is surer than the two apart.
+  width = found.high - found.low
+  assert 0 < width < sum(x.high - x.low for x in changes)
+  same = measure.less(one, one, against)
+  assert same == (0.0, 0.0, 0.0)
+
+
 def test_no_mask_no_change(stock, against):
   model, params = stock
   ones = wemask.ones(model, params)

@@ -103,11 +103,14 @@ def test_verdicts():
 
 
 @pytest.mark.parametrize(
-  ('others', 'why'),
-  [(0.0, 'its norm is taken away'), (3.0, '3.0 other tokens')],
+  ('others', 'verdict', 'why'),
+  [
+    (0.0, 'does not hold', 'its norm is taken away'),
+    (3.0, 'in part', '3.0 other tokens'),
+  ],
 )
 def test_a_lower_rank_is_laid_to_other_massive_tokens_where_there_are_some(
-  others, why
+  others, verdict, why
 ):
   found, report, _ = diagnosed(*CASES['single'])
   rank_L2 = np.where(np.arange(8) > 4, 5.0, 9.0)[:, None] * np.ones((1, 2))
@@ -116,7 +119,7 @@ def test_a_lower_rank_is_laid_to_other_massive_tokens_where_there_are_some(
     sinks=found.sinks.replace(secondary=np.full(8, others)),
   )
   section = diversity.section(found, report)
-  assert section.verdict == 'in part' and why in section.finding
+  assert section.verdict == verdict and why in section.finding
 
 
 def test_a_cosine_is_rounded_down():

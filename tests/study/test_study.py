@@ -41,6 +41,9 @@ def test_all_steps_make_a_page(run, tmp_path):
   # A control, an interval, and a table of each kind.
   for said in (
     '| token 5 instead | -0.100 (-0.110 to -0.090) |',
+    '| token 5 instead | -0.030 (-0.040 to -0.020) |',
+    'to `smollm2` (135 million parameters)',
+    '*Verdict.* Holds where',
     '| GSM8K | 10 | 2.000 | 1.400 | 1.500 | -0.100 |',
     '| stream | +0.200 (+0.190 to +0.210) | +0.200 (+0.190 to +0.210) | -0.050',
     '| gsm8k | accuracy | 7 | 0.500',
@@ -189,6 +192,17 @@ def test_a_page_is_written_again_from_its_extracts(run, tmp_path):
   (tmp_path / 'page.md').unlink()
   page_lib.main([f'--page={tmp_path / "page.md"}'])
   assert (tmp_path / 'page.md').read_text() == page
+
+
+def test_a_claim_may_be_younger_than_an_extract(run, tmp_path):
+  run()
+  path = tmp_path / 'page' / 'smollm2.json'
+  found = json.loads(path.read_text())
+  del found['claims']['rigidity']
+  path.write_text(json.dumps(found))
+  page_lib.main([f'--page={tmp_path / "page.md"}'])
+  page = (tmp_path / 'page.md').read_text()
+  assert 'Not tested: the claim was added after these steps had run' in page
 
 
 def test_a_page_without_extracts_is_refused(tmp_path):

@@ -155,6 +155,7 @@ def outcome(
     for mask in kept
   }
   inside = dict(zip(('stock', *_CHANGES), (0.51, 0.43, 0.42, 0.46, 0.5, 0.24)))
+  found |= changes or {}
   return outcome_lib.Outcome(
     tried=count,
     trials=(*((chosen,) if helps else ()), *others),
@@ -168,13 +169,29 @@ def outcome(
       )
       for name, chat in corpora.items()
     },
-    changes=found | (changes or {}),
+    changes=found,
+    less=less(found),
     internals={
       mask: internals(x, depth)
       for mask, x in inside.items()
       if mask == 'stock' or mask in found
     },
   )
+
+
+def less(
+  changes: dict[str, dict[str, measure.Change]],
+) -> dict[str, dict[str, bootstrap.Estimate]]:
+  """Returns the first mask's losses less those of the others."""
+  first, *others = changes.values()
+  names = list(changes)[1:]
+  return {
+    mask: {
+      name: estimate(first[name].loss.value - one.loss.value)
+      for name, one in other.items()
+    }
+    for mask, other in zip(names, others)
+  }
 
 
 def nothing() -> measure.Change:

@@ -16,7 +16,7 @@ _SECTIONS = {
   'mitigate': ('mitigation',),
   'evaluate': ('evaluation',),
   'train': ('training',),
-  'study.quantise': ('quantisation',),
+  'study.quantise': ('quantisation', 'quantisation-relief'),
 }  # fmt: skip
 _FIGURES = ('emergence-layers', 'mitigation-held-out')
 
@@ -64,6 +64,7 @@ def _write(folder: pathlib.Path, verb: str, verdict: str) -> None:
       'dtype': 'float32', 'matmul_precision': 'highest', 'device': 'cpu',
       'attention': 'exact softmax', 'prompts': 'built-in', 'prompt_count': 24,
       'prompts_sha256': 'f' * 64, 'bos': 'both', 'seed': 0,
+      'parameters': 134_515_008,
     },
     'sections': {
       name: {
@@ -86,6 +87,7 @@ def _numbers(section: str) -> dict[str, Any]:
         'chosen': {'GSM8K': change},
         'token 5 instead': {'GSM8K': change},
       },
+      'less': {'token 5 instead': {'GSM8K': estimate(-0.03)}},
       'baked': {'GSM8K': change},
       'baked_kl': {'GSM8K': 0.001},
     }

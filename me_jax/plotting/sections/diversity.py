@@ -92,7 +92,7 @@ def _finding(
       'point along the massive one: taking one away leaves the others.'
     )
   if lower:
-    return 'in part', said + (
+    return 'does not hold', said + (
       ' It is lower after the span, but not because the massive token is among '
       'the vectors: its norm is taken away before attention sees it.'
     )

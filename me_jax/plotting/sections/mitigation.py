@@ -210,13 +210,23 @@ def _control(
     + '; '.join(f'{m} {words.number(x)}' for m, x in judged.controls.items())
     + '.'
   ]
+  nearest = min(judged.controls, key=judged.controls.__getitem__)
+  less = outcome.less.get(nearest, {})
+  if judged.helped and less:
+    said.append(
+      f'Paired by text, the chosen mask less the nearest of them, {nearest}: '
+      + '; '.join(f'{words.interval(less[n])} on {n}' for n in judged.helped)
+      + '.'
+    )
   if judged.rivals:
     said.append(
-      f'As much or more comes of {_and(judged.rivals)}, so the gain does not '
-      'belong to this mask.'
+      f'It is not surely better than {_and(judged.rivals)} on each of these '
+      'corpora, so the gain is not of this mask alone.'
     )
   elif judged.helped:
-    said.append('None of them improves as much.')
+    said.append(
+      'On each of these corpora it is surely better than all of them.'
+    )
   random = 'random channels'
   if random in outcome.internals:
     said.append(

@@ -47,6 +47,17 @@ def tables(outcome: outcome_lib.Outcome) -> tuple[spec.Table, ...]:
     ),
     spec.Table(
       caption=(
+        'The first mask less each of the others, paired by text: change of the '
+        'loss, nats per predicted token; below zero the first is better.'
+      ),
+      header=('less', *names),
+      rows=tuple(
+        (mask, *(interval(found[n]) if n in found else '' for n in names))
+        for mask, found in outcome.less.items()
+      ),
+    ),
+    spec.Table(
+      caption=(
         'How far predictions move at all: divergence from the stock model on '
         'the same texts, KL(stock ‖ masked), nats per token.'
       ),

@@ -26,7 +26,7 @@ class Judged(NamedTuple):
     over: the helped ones, else all that count, else all there are.
     change: mean over these corpora of what the chosen mask does.
     controls: the same of its controls, by name.
-    rivals: controls that improve them as much.
+    rivals: controls that the chosen mask does not surely beat on all of them.
     weaker: whether attention to the massive token falls; None if unknown.
     looser: whether what attention receives of the token gets less alike across
       inputs; None if unknown.
@@ -71,10 +71,18 @@ def judge(outcome: outcome_lib.Outcome) -> Judged:
     over=over,
     change=change,
     controls=controls,
-    rivals=[mask for mask, x in controls.items() if helped and x <= change],
+    rivals=[mask for mask in controls if not _beaten(outcome, mask, helped)],
     weaker=_falls(outcome, 'attention'),
     looser=_falls(outcome, 'rigidity'),
   )
+
+
+def _beaten(
+  outcome: outcome_lib.Outcome, mask: str, corpora: Sequence[str]
+) -> bool:
+  """Whether a control stays behind on every corpus, by the whole interval."""
+  less = outcome.less.get(mask, {})
+  return all(name in less and less[name].high < 0 for name in corpora)
 
 
 def _falls(outcome: outcome_lib.Outcome, name: str) -> bool | None:
@@ -103,7 +111,8 @@ def verdict(outcome: outcome_lib.Outcome, judged: Judged) -> spec.Verdict:
 
   It holds where at least half of the corpora that count improve, none gets
   worse, attention to the massive token falls and what it receives of the token
-  gets less rigid, and no control does as well.
+  gets less rigid, and every control stays behind where it improves, by the
+  whole interval of the difference, paired by text.
   """
   if not outcome.trials:
     return 'not tested'

@@ -10,10 +10,14 @@ from me_jax.evaluation import rounding
 from me_jax.plotting import spec
 from me_jax.plotting.sections import quantisation_figures as figures
 
-_CLAIM = (
+_CAUSE = (
   'Massive activations are why activations cannot be rounded to eight bits with '
   'one scale for a tensor: they take the scale, and ordinary tokens are rounded '
-  'away. A mask that relaxes the massive token should make rounding cheaper.'
+  'away.'
+)
+_RELIEVED = (
+  'A mask that relaxes the massive token makes rounding to eight bits with one '
+  'scale for a tensor cheaper.'
 )
 _FAMILIES = ('activations', 'stream')
 _COSTS = 0.05  # nats per token: rounding costs something
@@ -42,40 +46,59 @@ class Judged(NamedTuple):
     costly: where rounding costs the stock model something.
     theirs: those of them where massive tokens are the cause, and ordinary ones
       are not.
-    relieved: by variant, those of them where it takes a part of the cost away.
+    broken: those of them where a rounded model, stock or variant, predicts
+      worse than who gives all words the same probability: what it loses more or
+      less than another one like it says nothing.
+    relieved: by variant, those of the others where it takes a part of the cost
+      away.
   """
 
   costly: list[tuple[str, str]]
   theirs: list[tuple[str, str]]
+  broken: list[tuple[str, str]]
   relieved: dict[str, list[tuple[str, str]]]
 
 
-def section(found: quantisation.Quantisation) -> spec.Section:
+def sections(
+  found: quantisation.Quantisation,
+) -> tuple[spec.Section, spec.Section]:
   """Describes what rounding costs a model and its variants.
 
   Args:
     found: of `quantisation.measure`.
 
   Returns:
-    The section.
+    Whether massive tokens are the cause, and whether variants cost less.
   """
   judged = judge(found)
-  return spec.Section(
-    name='quantisation',
-    title=f'What {found.bits} bits cost, and whether a mask helps',
-    claim=_CLAIM,
-    verdict=_verdict(found, judged),
-    finding=' '.join(_finding(found, judged)),
-    control=' '.join(_control(found)),
-    figures=(figures.costs(found), figures.errors(found)),
-    tables=_tables(found),
-    numbers=me_report.plain(vars(found) | {'judged': judged}),
+  numbers = me_report.plain(vars(found) | {'judged': judged})
+  return (
+    spec.Section(
+      name='quantisation',
+      title=f'What {found.bits} bits cost',
+      claim=_CAUSE,
+      verdict=_cause(found, judged),
+      finding=' '.join(_finding(found, judged)),
+      control=' '.join(_control(found)),
+      figures=(figures.costs(found), figures.errors(found)),
+      tables=_tables(found),
+      numbers=numbers,
+    ),
+    spec.Section(
+      name='quantisation-relief',
+      title=f'Whether a mask makes {found.bits} bits cheaper',
+      claim=_RELIEVED,
+      verdict=_relief(found, judged),
+      finding=' '.join(_relief_finding(found, judged)),
+      control=_relief_control(found),
+      numbers={'judged': numbers['judged']},
+    ),
   )
 
 
 def judge(found: quantisation.Quantisation) -> Judged:
   """Says where rounding costs, whose fault it is and who takes it away."""
-  costly, theirs = [], []
+  costly, theirs, broken = [], [], []
   others = found.variants[1:]
   relieved: dict[str, list[tuple[str, str]]] = {name: [] for name in others}
   for corpus in found.corpora:
@@ -91,26 +114,42 @@ def judge(found: quantisation.Quantisation) -> Judged:
       control = -spared[f'{name}, ordinary exempt'].value
       if sure and min(saved, saved - control) >= _THEIRS * lost:
         theirs.append((corpus, name))
+      losses = found.loss[corpus]
+      if max(one[name] for one in losses.values()) >= found.guessing:
+        broken.append((corpus, name))
+        continue
       for variant in others:
         relief = found.relief[corpus][variant][name]
         if relief.high < 0 and -relief.value >= _RELIEF * lost:
           relieved[variant].append((corpus, name))
-  return Judged(costly, theirs, relieved)
+  return Judged(costly, theirs, broken, relieved)
 
 
-def _verdict(found: quantisation.Quantisation, judged: Judged) -> spec.Verdict:
-  massive = any(corpus.massive_tokens for corpus in found.corpora.values())
-  if not (massive and judged.costly):
+def _cause(found: quantisation.Quantisation, judged: Judged) -> spec.Verdict:
+  if not (_massive(found) and judged.costly):
     return 'not tested'
-  best = max(judged.relieved.values(), key=len, default=[])
-  if len(judged.theirs) == len(best) == len(judged.costly):
+  if len(judged.theirs) == len(judged.costly):
     return 'holds'
-  return 'in part' if judged.theirs or best else 'does not hold'
+  return 'in part' if judged.theirs else 'does not hold'
+
+
+def _relief(found: quantisation.Quantisation, judged: Judged) -> spec.Verdict:
+  usable = len(judged.costly) - len(judged.broken)
+  if not (_massive(found) and usable and judged.relieved):
+    return 'not tested'
+  best = max(map(len, judged.relieved.values()))
+  if best == usable:
+    return 'holds'
+  return 'in part' if best else 'does not hold'
+
+
+def _massive(found: quantisation.Quantisation) -> bool:
+  return any(corpus.massive_tokens for corpus in found.corpora.values())
 
 
 def _finding(found: quantisation.Quantisation, judged: Judged) -> list[str]:
   """Says what was measured, a sentence at a time."""
-  if not any(corpus.massive_tokens for corpus in found.corpora.values()):
+  if not _massive(found):
     return ['The texts hold no massive activations to be blamed.']
   said = []
   for name in _FAMILIES:
@@ -140,25 +179,62 @@ def _finding(found: quantisation.Quantisation, judged: Judged) -> list[str]:
       )
       + '.'
     )
-  for variant, pairs in judged.relieved.items():
-    for name in _FAMILIES:
-      changes = figures.each(found, found.relief, variant, name)
-      said.append(
-        f"For the {variant} model rounding '{name}' costs {changes} more than "
-        'for the stock model.'
-      )
-    if judged.costly:
-      said.append(
-        f'It takes at least {_RELIEF:.0%} of the cost away in {len(pairs)} of '
-        f'{len(judged.costly)} cases where there is one.'
-      )
-  if not judged.costly:
+  if judged.costly:
     said.append(
-      f'Nothing costs {_COSTS} nats per token, so there is nothing to relieve.'
+      f'In {len(judged.theirs)} of {len(judged.costly)} cases where rounding '
+      f'costs {_COSTS} nats per token or more, exempting the massive tokens '
+      f'saves at least {_THEIRS:.0%} of it, and that much more than exempting '
+      'ordinary ones.'
     )
+  else:
+    said.append(f'Nothing costs {_COSTS} nats per token.')
   if any(corpus.texts < _FEW for corpus in found.corpora.values()):
     said.append('Some corpora have few texts: their intervals say little.')
   return said
+
+
+def _relief_finding(
+  found: quantisation.Quantisation, judged: Judged
+) -> list[str]:
+  if not judged.relieved:
+    return ['There is no relaxed model to compare with.']
+  usable = [pair for pair in judged.costly if pair not in judged.broken]
+  if not (_massive(found) and usable):
+    return [
+      'There is nothing to relieve: no rounding both costs the stock model '
+      f'{_COSTS} nats per token and leaves it better than guessing.'
+    ]
+  said = []
+  for variant, pairs in judged.relieved.items():
+    changes = '; '.join(
+      f"'{name}' by {figures.said(found.relief[corpus][variant][name])} on "
+      f'{corpus}'
+      for corpus, name in usable
+    )
+    said.append(
+      f'The {variant} model less the stock one, paired by text: what rounding '
+      f'costs differs for {changes} nats per token, so it takes at least '
+      f'{_RELIEF:.0%} of the cost away in {len(pairs)} of {len(usable)} cases.'
+    )
+  if judged.broken:
+    where = ', '.join(f"'{name}' on {corpus}" for corpus, name in judged.broken)
+    said.append(
+      f'Not counted: {where}, where a rounded model loses more than the '
+      f'{found.guessing:.1f} nats per token that giving all words the same '
+      'probability does; differences between models that broken say nothing.'
+    )
+  return said
+
+
+def _relief_control(found: quantisation.Quantisation) -> str:
+  name = _FAMILIES[0]
+  exempt = figures.each(
+    found, found.spared, quantisation.STOCK, f'{name}, massive exempt'
+  )
+  return (
+    'What there is to be taken away: exempting the massive tokens from the '
+    f"rounding changes the stock model's cost of '{name}' by {exempt}."
+  )
 
 
 def _control(found: quantisation.Quantisation) -> list[str]:
