@@ -85,12 +85,12 @@ def runs(
     The section; None where the runs share no texts.
   """
   ours, theirs = (_sets(folder) for folder in (run, control))
-  about = {one['name']: one for one in _reported(run)}
+  about = {one['name']: one for one in _settings(run)['held_out']}
   words = _WORDS[name]
   theirs_then = theirs[words.when]
   names = [n for n in ours['after'] if n in theirs_then and n in about]
-  # What has chosen the step flatters the run.
-  final = [n for n in names if 'choosing' not in n] or names
+  # What may have chosen the step flatters the run.
+  final = [n for n in names if about[n]['report']] or names
   rows, better, worse, sure = [], [], [], []
   for of in final:
     mine, other = ours['after'][of], theirs_then[of]
@@ -211,7 +211,6 @@ def _sets(run: pathlib.Path) -> dict[str, dict[str, held_out_lib.Texts]]:
   }
 
 
-def _reported(run: pathlib.Path) -> list[dict[str, Any]]:
-  path = run / 'report' / 'report.json'
-  report = json.loads(path.read_text(encoding='utf-8'))
-  return report['sections']['training']['numbers']['held_out']
+def _settings(run: pathlib.Path) -> dict[str, Any]:
+  content = json.loads((run / 'run.json').read_text(encoding='utf-8'))
+  return content['config']

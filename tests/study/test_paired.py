@@ -10,8 +10,8 @@ from study import paired
 from tests.support import study_steps
 
 
-def _run(folder, after, *, sets=('GSM8K',), texts=10):
-  (folder / 'report').mkdir(parents=True)
+def _run(folder, after, *, sets=('GSM8K',), texts=10, choosing=()):
+  folder.mkdir()
   tokens = [10.0 + i for i in range(texts)]
 
   def lost(rates):
@@ -21,9 +21,11 @@ def _run(folder, after, *, sets=('GSM8K',), texts=10):
 
   values = {name: {'before': lost(2.0), 'after': lost(after)} for name in sets}
   (folder / 'held_out.json').write_text(json.dumps({'sets': values}))
-  about = [{'name': name, 'on_task': name != 'C4'} for name in sets]
-  report = {'sections': {'training': {'numbers': {'held_out': about}}}}
-  (folder / 'report' / 'report.json').write_text(json.dumps(report))
+  about = [
+    {'name': name, 'on_task': name != 'C4', 'report': name not in choosing}
+    for name in sets
+  ]
+  (folder / 'run.json').write_text(json.dumps({'config': {'held_out': about}}))
   return folder
 
 
@@ -55,6 +57,24 @@ def test_one_set_better_and_one_worse_is_in_part_and_named(tmp_path):
   found = paired.runs('gates', run, control)
   assert found['verdict'] == 'in part'
   assert 'better on A and worse on B' in found['finding']
+
+
+def test_what_may_have_chosen_the_step_does_not_count(tmp_path):
+  sets = {'sets': ('A', 'B'), 'choosing': ('A',)}
+  found = paired.runs(
+    'gates',
+    _run(tmp_path / 'run', 1.4, **sets),
+    _run(tmp_path / 'control', 1.5, **sets),
+  )
+  assert [row['set'] for row in found['runs']] == ['B']
+  # Where there is nothing else it is better than nothing.
+  sets['choosing'] = ('A', 'B')
+  found = paired.runs(
+    'gates',
+    _run(tmp_path / 'run2', 1.4, **sets),
+    _run(tmp_path / 'control2', 1.5, **sets),
+  )
+  assert [row['set'] for row in found['runs']] == ['A', 'B']
 
 
 def test_texts_off_the_task_do_not_decide(tmp_path):
