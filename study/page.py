@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 import json
 import pathlib
 import sys
+import textwrap
 from typing import Any
 
 from me_jax import errors
@@ -23,6 +24,8 @@ from study import words
 
 PAGE = 'docs/study.md'
 _HASH, _CODE = 12, 8  # characters of a hash that are shown
+_LINE = 80  # characters of a command
+_WHOLE = {'break_long_words': False, 'break_on_hyphens': False}
 
 
 def folder_of(page: pathlib.Path) -> pathlib.Path:
@@ -168,7 +171,12 @@ def _methods(studies: Sequence[Mapping[str, Any]]) -> list[str]:
     if one['headline']:
       parts.append(one['headline'])
     cards = one['steps'].values()
-    commands = [card['command'] for card in cards if 'command' in card]
+    commands = [
+      # A shell reads it as one line.
+      ' \\\n    '.join(textwrap.wrap(card['command'], _LINE, **_WHOLE))
+      for card in cards
+      if 'command' in card
+    ]
     parts.append('```text\n' + '\n'.join(commands) + '\n```')
     rows = [
       [
