@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Sequence
 import pathlib
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from me_jax import errors
 from me_jax import files
 from study import collect
+from study import kept
 from study import options as options_lib
 from study import page as page_lib
 from study import runner
@@ -58,39 +59,47 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _check_page(
-  page: pathlib.Path, options: options_lib.Options, steps: Sequence[str]
-) -> None:
-  """Keeps results on a page from being replaced by less.
+def _page(
+  page: pathlib.Path,
+  options: options_lib.Options,
+  data_sha256: str | None,
+  steps: Sequence[str],
+) -> dict[str, Any] | None:
+  """Returns what a page says of the model, of which this run keeps a part.
 
   Raises:
-    MeJaxError: the page holds what this run would neither make nor find.
+    MeJaxError: the page holds what this run would neither make, find nor keep.
   """
   path = page_lib.folder_of(page) / f'{options.name}.json'
   if not path.is_file():
-    return
-  kept = page_lib.extract(path)
+    return None
+  extract = page_lib.extract(path)
+  here = {
+    name
+    for name in steps_lib.NAMES
+    if name in steps
+    or (runner.card(options.folder / name) or {}).get('status') == runner.DONE
+  }
+  stays = (
+    extract['data_sha256'] == data_sha256 and extract['quick'] == options.quick
+  )
+  lost = kept.torn(extract, here) if stays else kept.done(extract)
   what = ''
-  if options.quick and not kept['quick']:
+  if options.quick and not extract['quick']:
     what = 'which --quick would replace: give another --page.'
-  elif kept['data'] and not options.data:
+  elif extract['data'] and not options.data:
     what = (
       'on public sets, which built-in texts would replace: give --data, or'
       ' another --page.'
     )
-  elif lost := [
-    name
-    for name, card in kept['steps'].items()
-    if card['status'] == runner.DONE
-    and name not in steps
-    and (runner.card(options.folder / name) or {}).get('status') != runner.DONE
-  ]:
+  elif lost := [name for name in lost if name not in here]:
     what = (
       f'of {", ".join(lost)}, which {options.out} lacks: run these steps, too,'
       ' or give another --page.'
     )
   if what:
     raise errors.MeJaxError(f'{page} holds results of {options.name} {what}')
+  return extract if stays else None
 
 
 def main(
@@ -126,18 +135,18 @@ def main(
     )
     for model in models
   ]
-  for options in studies:
-    _check_page(page, options, steps)
   data_sha256 = options_lib.digest(flags.data)
+  before = [_page(page, options, data_sha256, steps) for options in studies]
   failed = False
-  for options in studies:
+  for options, extract in zip(studies, before):
     for name in steps_lib.NAMES:
       if name in steps:
         step = steps_lib.make(name, options)
         done = runner.run(step, options, data_sha256, launch=launch)
         failed |= done['status'] == runner.FAILED
-    extract = collect.collect(options, page_lib.folder_of(page))
-    files.write_json(page_lib.folder_of(page) / f'{options.name}.json', extract)
+    folder = page_lib.folder_of(page)
+    found = collect.collect(options, folder, extract)
+    files.write_json(folder / f'{options.name}.json', found)
     page_lib.write(page)
   print(f'study: wrote {page}')
   return int(failed)

@@ -6,7 +6,7 @@ be written again from it alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 import io
 import json
 import pathlib
@@ -16,6 +16,7 @@ from PIL import Image
 
 from me_jax import files
 from study import claims as claims_lib
+from study import kept
 from study import options as options_lib
 from study import paired
 from study import runner
@@ -31,19 +32,30 @@ _ABOUT = (
 
 
 def collect(
-  options: options_lib.Options, figures: pathlib.Path
+  options: options_lib.Options,
+  figures: pathlib.Path,
+  page: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Reads what a model's steps have left.
 
   Args:
     options: of the study.
     figures: the folder that figures are copied to.
+    page: an extract of the same data, whose steps stay where there are none.
 
   Returns:
     The extract.
+
+  Raises:
+    MeJaxError: see `kept.check_read`.
   """
   data_sha256 = options_lib.digest(options.data)
   cards = {name: _card(options, name, data_sha256) for name in steps_lib.NAMES}
+  stay = [
+    name
+    for name in (kept.done(page) if page else [])
+    if cards[name]['status'] != runner.DONE
+  ]
   reports = {
     name: _report(options, name)
     for name, card in cards.items()
@@ -61,11 +73,35 @@ def collect(
     'tasks_left_out': _tasks_left_out(reports.get('evaluate')),
     'steps': cards,
     'claims': {
-      claim.name: _answer(claim, options, cards, reports, figures)
+      claim.name: _answer(claim, options, cards, reports)
       for claim in claims_lib.CLAIMS
     },
   }
-  return _shown(found, options)
+  found = _shown(found, options)
+  if page and stay:
+    found = _with(found, page, stay)
+    kept.check_read(page, found, stay)
+  # Only now is anything written.
+  for claim in claims_lib.CLAIMS:
+    answer = found['claims'][claim.name]
+    if 'finding' in answer:
+      answer.setdefault('figures', _figures(claim, options, figures))
+  return found
+
+
+def _with(
+  found: dict[str, Any], page: Mapping[str, Any], stay: Sequence[str]
+) -> dict[str, Any]:
+  """Returns an extract with the steps of an earlier one that stay."""
+  found['steps'] |= {name: page['steps'][name] for name in stay}
+  for claim in claims_lib.CLAIMS:
+    if {claim.step, claim.against} - {None} <= set(stay):
+      found['claims'][claim.name] = page['claims'][claim.name]
+  if 'explain' in stay:
+    found |= {name: page[name] for name in ('headline', 'about')}
+  if 'evaluate' in stay:
+    found['tasks_left_out'] = page['tasks_left_out']
+  return found
 
 
 def _answer(
@@ -73,9 +109,8 @@ def _answer(
   options: options_lib.Options,
   cards: Mapping[str, Any],
   reports: Mapping[str, Any],
-  figures: pathlib.Path,
 ) -> dict[str, Any]:
-  """Returns what a claim's step says of it."""
+  """Returns what a claim's step says of it, without its figures."""
   for step in filter(None, (claim.step, claim.against)):
     if step not in reports:
       why = cards[step].get('why') or f'{step}: {cards[step]["status"]}'
@@ -88,12 +123,6 @@ def _answer(
     section = reports[claim.step]['sections'][claim.section]
     found = {n: section[n] for n in ('claim', 'verdict', 'finding', 'control')}
     found |= _table(claim, section['numbers'])
-  folder = _run(options, claim.step) / 'report' / 'figures'
-  found['figures'] = {
-    name: saved
-    for name in claim.figures
-    if (saved := _figure(folder / f'{name}.png', figures, options.name))
-  }
   return found
 
 
@@ -147,6 +176,18 @@ def _tasks_left_out(report: Mapping[str, Any] | None) -> list[str]:
     metrics = report['sections']['evaluation']['numbers']['metrics']
     run = {one['task'] for one in metrics}
   return [task.label for name, task in tasks.TASKS.items() if name not in run]
+
+
+def _figures(
+  claim: claims_lib.Claim, options: options_lib.Options, target: pathlib.Path
+) -> dict[str, str]:
+  """Copies a claim's figures; returns their files."""
+  folder = _run(options, claim.step) / 'report' / 'figures'
+  return {
+    name: saved
+    for name in claim.figures
+    if (saved := _figure(folder / f'{name}.png', target, options.name))
+  }
 
 
 def _figure(source: pathlib.Path, target: pathlib.Path, model: str) -> str:

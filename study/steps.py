@@ -44,8 +44,8 @@ def make(name: str, options: options_lib.Options) -> Step:
     name: one of `NAMES`.
     options: of the study.
   """
-  argv, needs = _MAKERS[name](options, options.folder / name / RUN)
-  return Step(name=name, argv=tuple(argv), needs=needs)
+  argv = _MAKERS[name](options, options.folder / name / RUN)
+  return Step(name=name, argv=tuple(argv), needs=NEEDS.get(name))
 
 
 def relaxed(options: options_lib.Options) -> pathlib.Path | None:
@@ -54,17 +54,17 @@ def relaxed(options: options_lib.Options) -> pathlib.Path | None:
   return folder if folder.is_dir() else None
 
 
-_Made = tuple[list[str], str | None]
+_Maker = Callable[[options_lib.Options, pathlib.Path], list[str]]
 
 
-def _explain(options: options_lib.Options, out: pathlib.Path) -> _Made:
+def _explain(options: options_lib.Options, out: pathlib.Path) -> list[str]:
   argv = ['me_jax', 'explain', f'--model={options.model}']
   if options.quick:
     argv += ['--vocabulary=64', '--bos=auto']
-  return [*argv, f'--out={out / "report"}'], None
+  return [*argv, f'--out={out / "report"}']
 
 
-def _mitigate(options: options_lib.Options, out: pathlib.Path) -> _Made:
+def _mitigate(options: options_lib.Options, out: pathlib.Path) -> list[str]:
   argv = ['me_jax', 'mitigate', f'--model={options.model}', *_data(options)]
   if options.quick:
     argv += [
@@ -73,10 +73,10 @@ def _mitigate(options: options_lib.Options, out: pathlib.Path) -> _Made:
     ]  # fmt: skip
   else:
     argv += ['--texts=12', '--calibration=12']
-  return [*argv, f'--out={out}'], None
+  return [*argv, f'--out={out}']
 
 
-def _quantise(options: options_lib.Options, out: pathlib.Path) -> _Made:
+def _quantise(options: options_lib.Options, out: pathlib.Path) -> list[str]:
   argv = ['study.quantise', f'--model={options.model}', *_data(options)]
   if relaxed(options):
     argv.append(f'--relaxed={options.folder / "mitigate" / RUN}')
@@ -84,12 +84,12 @@ def _quantise(options: options_lib.Options, out: pathlib.Path) -> _Made:
     argv += ['--texts=2', '--length=64']
   elif options.data:
     argv += ['--texts=6', '--length=160']
-  return [*argv, f'--out={out / "report"}'], 'mitigate'
+  return [*argv, f'--out={out / "report"}']
 
 
 def _train(
   config: str, *extra: str, without_data: tuple[str, ...] = ()
-) -> Callable[[options_lib.Options, pathlib.Path], _Made]:
+) -> _Maker:
   """Returns what makes a run of fine-tuning.
 
   Args:
@@ -98,7 +98,7 @@ def _train(
     without_data: flags of the built-in run that stands in for it.
   """
 
-  def made(options: options_lib.Options, out: pathlib.Path) -> _Made:
+  def made(options: options_lib.Options, out: pathlib.Path) -> list[str]:
     argv = ['me_jax', 'train', f'--model={options.model}']
     if options.data is None:
       steps = 3 if options.quick else 20
@@ -108,23 +108,23 @@ def _train(
       argv += [f'--config={path}', *_data(options), *extra]
     if options.quick:
       argv += ['--set=data.length=256', '--set=evaluation.every=3']
-    return [*argv, '--write=none', f'--out={out}'], None
+    return [*argv, '--write=none', f'--out={out}']
 
   return made
 
 
-def _tuned_mask(options: options_lib.Options, out: pathlib.Path) -> _Made:
+def _tuned_mask(options: options_lib.Options, out: pathlib.Path) -> list[str]:
   """Measures the mask on the held-out rows of gates: before its one step."""
-  (tool, verb, model, *rest), _ = _train('smollm2_sft_gates.py')(options, out)
+  tool, verb, model, *rest = _train('smollm2_sft_gates.py')(options, out)
   rest = [flag for flag in rest if not flag.startswith('--steps=')]
   if folder := relaxed(options):
     model = f'--model={folder}'
   else:
     rest.append('--set=mask.rate=0.5')
-  return [tool, verb, model, *rest, '--steps=1'], 'mitigate'
+  return [tool, verb, model, *rest, '--steps=1']
 
 
-def _evaluate(options: options_lib.Options, out: pathlib.Path) -> _Made:
+def _evaluate(options: options_lib.Options, out: pathlib.Path) -> list[str]:
   other = relaxed(options) or 'wemask'
   argv = [
     'me_jax', 'evaluate', f'--model={options.model}',
@@ -132,9 +132,12 @@ def _evaluate(options: options_lib.Options, out: pathlib.Path) -> _Made:
   ]  # fmt: skip
   if options.quick:
     argv += ['--tasks=loss,gsm8k', '--limit=2', '--max_new_tokens=16']
+  elif options.data:
+    # IFEval's answers alone would take longer than all of these.
+    argv += ['--tasks=loss,gsm8k,math500,mmlu,xstest', '--full']
   else:
     argv += ['--tasks=loss,ifeval,gsm8k', '--limit=48', '--max_new_tokens=256']
-  return [*argv, f'--out={out}'], 'mitigate'
+  return [*argv, f'--out={out}']
 
 
 def _data(options: options_lib.Options) -> list[str]:
@@ -164,5 +167,11 @@ _MAKERS = {
   'evaluate': _evaluate,
 }
 NAMES = tuple(_MAKERS)
+# Which step reads the files of which other.
+NEEDS = {
+  'quantise': 'mitigate',
+  'tuned-mask': 'mitigate',
+  'evaluate': 'mitigate',
+}
 # Enough to see that everything works.
 QUICK = tuple(name for name in NAMES if not name.startswith('train-lora'))

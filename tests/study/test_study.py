@@ -10,6 +10,7 @@ from me_jax import errors
 from study import __main__ as study
 from study import options as options_lib
 from study import page as page_lib
+from study import steps as steps_lib
 from tests.support import study_steps
 
 
@@ -99,12 +100,61 @@ def test_built_in_texts_do_not_replace_results_on_public_sets(run, tmp_path):
   assert (tmp_path / 'page.md').read_text() == page
 
 
-def test_some_steps_do_not_replace_a_page_of_all(run, tmp_path):
+def test_steps_of_a_page_stay_where_others_are_run_elsewhere(run, tmp_path):
+  steps = steps_lib.NAMES
+  first = run(f'--steps={",".join(n for n in steps if "lora" not in n)}')[1]
+  assert 'train-lora-mask: not run' in first
+  other = f'--out={tmp_path / "other"}'
+  status, page, launcher = run('--steps=train-lora,train-lora-mask', other)
+  assert status == 0 and len(launcher.asked) == 2
+  assert 'not run' not in page and '| train-lora | done |' in page
+  # All else is as it was: only lines of the two steps are others.
+  gone = set(first.splitlines()) - set(page.splitlines())
+  assert all('lora' in n or 'loop' in n or 'claims' in n for n in gone), gone
+
+
+def test_a_step_that_is_compared_does_not_stay_alone(run, tmp_path):
   page = run()[1]
+  other = f'--out={tmp_path / "other"}'
+  with pytest.raises(errors.MeJaxError, match='of train-lora, .* lacks: run'):
+    run('--steps=train-lora-mask', other)
+  assert (tmp_path / 'page.md').read_text() == page
+
+
+def test_a_step_stays_if_what_it_read_is_written_again(run, tmp_path):
+  page = run()[1]
+  other = f'--out={tmp_path / "other"}'
+  status, same, launcher = run('--steps=mitigate', other)
+  assert status == 0 and len(launcher.asked) == 1
+  assert same.count('| holds |') == page.count('| holds |')
+
+
+def test_a_step_does_not_stay_if_what_it_read_is_not(run, tmp_path):
+  page = run()[1]
+  figures = tmp_path / 'page' / 'smollm2-mitigation-held-out.png'
+  before = figures.stat().st_mtime_ns
+  other = f'--out={tmp_path / "other"}'
+  with pytest.raises(errors.MeJaxError, match='whose quantise has read'):
+    run('--steps=mitigate', other, verdict='in part')
+  assert (tmp_path / 'page.md').read_text() == page
+  assert figures.stat().st_mtime_ns == before
+
+
+def test_a_failed_step_leaves_the_result_of_the_page(run, tmp_path):
+  page = run()[1]
+  other = f'--out={tmp_path / "other"}'
+  status, after, _ = run('--steps=explain', other, fails=('explain',))
+  assert status == 1 and after == page
+
+
+def test_no_step_stays_on_other_data(run, tmp_path):
+  for name in ('sets', 'others'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'a.txt').write_text(name)
+  run(f'--data={tmp_path / "sets"}')
+  other = [f'--data={tmp_path / "others"}', f'--out={tmp_path / "other"}']
   with pytest.raises(errors.MeJaxError, match='of mitigate, .* lacks: run'):
-    run('--steps=explain', f'--out={tmp_path / "other"}')
-  # Where the others are, one may be made again.
-  assert run('--steps=explain')[1] == page
+    run('--steps=explain', *other)
 
 
 def test_a_quick_page_does_not_replace_a_real_one(run):
