@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 import pathlib
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from me_jax import errors
 from me_jax import files
@@ -18,15 +18,8 @@ from study import runner
 from study import steps as steps_lib
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line."""
-
-  def error(self, message: str) -> NoReturn:
-    raise errors.MeJaxError(f'{message}; --help lists the flags.')
-
-
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+  parser = options_lib.Parser(
     prog='python -m study', description=__doc__, allow_abbrev=False
   )
   add = parser.add_argument
@@ -43,8 +36,8 @@ def _parser() -> argparse.ArgumentParser:
   add(
     '--steps',
     type=lambda text: text.split(','),
-    help=f'which of {",".join(steps_lib.NAMES)} are run. Default: all;'
-    ' with --quick no LoRA.',
+    help=f'which of {",".join(steps_lib.NAMES)} are run; the page keeps what'
+    ' it says of the others. Default: all; with --quick no LoRA.',
   )
   add(
     '--quick',

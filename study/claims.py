@@ -122,7 +122,8 @@ CLAIMS = (
     rule=(
       'Holds where a task of mathematics or instructions is better by '
       'interval and exact test, and what should be kept was run and is no '
-      'worse; in part where one is better.'
+      'worse; in part where one is better. A few items, or answers cut short, '
+      'test nothing.'
     ),
     step='evaluate',
     section='evaluation',

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterable
 import dataclasses
 import hashlib
 import os
 import pathlib
 import re
+from typing import NoReturn
 
 from me_jax import errors
 from me_jax.checkpoints import locate
 
 DEFAULT_MODEL = 'smollm2'
 DATA, OUT = 'path/to/sets', 'out/study'
+
+
+class Parser(argparse.ArgumentParser):
+  """Says what is wrong in one line."""
+
+  def error(self, message: str) -> NoReturn:
+    """Raises MeJaxError."""
+    raise errors.MeJaxError(f'{message}; --help lists the flags.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,6 @@ order of their names; nothing else is read.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Mapping, Sequence
 import json
 import pathlib
@@ -19,6 +18,7 @@ from me_jax import files
 from study import claims as claims_lib
 from study import collect
 from study import estimates
+from study import options as options_lib
 from study import tables
 from study import words
 
@@ -306,7 +306,7 @@ def write(page: pathlib.Path) -> None:
 
 def main(argv: list[str] | None = None) -> None:
   """Writes the page again."""
-  parser = argparse.ArgumentParser(
+  parser = options_lib.Parser(
     prog='python -m study.page', description=__doc__, allow_abbrev=False
   )
   parser.add_argument('--page', default=PAGE, help='the page.')

@@ -96,8 +96,8 @@ LIMITS = (
   'with the same of a control beside them.',
   '**One seed.** Masks are deterministic; training runs, control tokens and '
   'random channels are drawn once.',
-  '**Short runs.** Fine-tuning takes minutes here, and evaluation takes a few '
-  'items with short answers. A missing difference may be a lack of items: read '
+  '**Short runs, small sets.** Fine-tuning takes minutes here, and a task has at '
+  'most a few hundred items. A missing difference may be a lack of items: read '
   'the interval, not the word.',
   '**Many readings.** Verdicts follow thresholds that are ours. They were written '
   'before this run, but for two: that of rounding was changed after a first small '
@@ -118,5 +118,7 @@ NEVER_TESTED = (
 AGAIN = (
   '`make study STUDY=--data=path/to/sets` goes on where it was stopped, and runs '
   'again only what was made by another command, with other versions or on other '
-  'data. `python -m study.page` writes this page again from the extracts.'
+  'data. With `--steps` some are run, and the others stay on the page as they '
+  'are, as long as they belong together. `python -m study.page` writes this page '
+  'again from the extracts.'
 )

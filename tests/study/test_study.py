@@ -255,6 +255,11 @@ def test_a_claim_may_be_younger_than_an_extract(run, tmp_path):
   assert 'Not tested: the claim was added after these steps had run' in page
 
 
+def test_a_flag_of_the_page_that_there_is_not_is_told_in_a_line():
+  with pytest.raises(errors.MeJaxError, match='--pag=x; --help lists'):
+    page_lib.main(['--pag=x'])
+
+
 def test_a_page_without_extracts_is_refused(tmp_path):
   with pytest.raises(errors.MeJaxError, match='holds no extract'):
     page_lib.main([f'--page={tmp_path / "page.md"}'])
