@@ -55,28 +55,19 @@ def _parser() -> argparse.ArgumentParser:
 def _page(
   page: pathlib.Path,
   options: options_lib.Options,
-  data_sha256: str | None,
+  digests: options_lib.Digests,
   steps: Sequence[str],
 ) -> dict[str, Any] | None:
-  """Returns what a page says of the model, of which this run keeps a part.
+  """Returns the extract on a page whose other steps stay, if there is one.
 
   Raises:
-    MeJaxError: the page holds what this run would neither make, find nor keep.
+    MeJaxError: there is one, whose other steps can neither stay nor go.
   """
   path = page_lib.folder_of(page) / f'{options.name}.json'
   if not path.is_file():
     return None
   extract = page_lib.extract(path)
-  here = {
-    name
-    for name in steps_lib.NAMES
-    if name in steps
-    or (runner.card(options.folder / name) or {}).get('status') == runner.DONE
-  }
-  stays = (
-    extract['data_sha256'] == data_sha256 and extract['quick'] == options.quick
-  )
-  lost = kept.torn(extract, here) if stays else kept.done(extract)
+  left = [name for name in kept.done(extract) if name not in steps]
   what = ''
   if options.quick and not extract['quick']:
     what = 'which --quick would replace: give another --page.'
@@ -85,14 +76,18 @@ def _page(
       'on public sets, which built-in texts would replace: give --data, or'
       ' another --page.'
     )
-  elif lost := [name for name in lost if name not in here]:
+  elif options.quick == extract['quick'] and digests == (
+    extract.get('model_sha256'), extract['data_sha256']
+  ):  # fmt: skip
+    return extract
+  elif left:
     what = (
-      f'of {", ".join(lost)}, which {options.out} lacks: run these steps, too,'
-      ' or give another --page.'
+      f'of other weights or sets: run {", ".join(left)}, too, or give another'
+      ' --page.'
     )
   if what:
     raise errors.MeJaxError(f'{page} holds results of {options.name} {what}')
-  return extract if stays else None
+  return None
 
 
 def main(
@@ -128,19 +123,37 @@ def main(
     )
     for model in models
   ]
-  data_sha256 = options_lib.digest(flags.data)
-  before = [_page(page, options, data_sha256, steps) for options in studies]
+  digests = [options_lib.digests(options) for options in studies]
+  for options, found in zip(studies, digests):
+    kept.check(steps, _page(page, options, found, steps))
   failed = False
-  for options, extract in zip(studies, before):
-    for name in steps_lib.NAMES:
-      if name in steps:
-        step = steps_lib.make(name, options)
-        done = runner.run(step, options, data_sha256, launch=launch)
-        failed |= done['status'] == runner.FAILED
+  for options, found in zip(studies, digests):
+    made = {
+      name: runner.run(
+        steps_lib.make(name, options), options, found, launch=launch
+      )
+      for name in steps_lib.NAMES
+      if name in steps
+    }
+    failed |= any(card['status'] == runner.FAILED for card in made.values())
+    # Another study may have written to the page since.
+    before = _page(page, options, found, steps)
     folder = page_lib.folder_of(page)
-    found = collect.collect(options, folder, extract)
-    files.write_json(folder / f'{options.name}.json', found)
+    extract = collect.collect(options, found, made, before, folder)
+    files.write_json(folder / f'{options.name}.json', extract)
     page_lib.write(page)
+    left_out = [
+      name
+      for name, card in made.items()
+      if card['status'] == runner.DONE
+      and kept.other(card, extract['steps'][name])
+    ]
+    if left_out:
+      failed = True
+      print(
+        f'study: {options.name}: not on the page, where they would stand'
+        f' beside steps that do not belong to them: {", ".join(left_out)}'
+      )
   print(f'study: wrote {page}')
   return int(failed)
 

@@ -6,7 +6,7 @@ be written again from it alone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 import io
 import json
 import pathlib
@@ -33,33 +33,28 @@ _ABOUT = (
 
 def collect(
   options: options_lib.Options,
+  digests: options_lib.Digests,
+  made: Mapping[str, Any],
+  page: Mapping[str, Any] | None,
   figures: pathlib.Path,
-  page: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
   """Reads what a model's steps have left.
 
   Args:
     options: of the study.
+    digests: of the weights and the sets.
+    made: cards of the steps that were run, or were there.
+    page: an extract of the same weights and sets, whose other steps stay.
     figures: the folder that figures are copied to.
-    page: an extract of the same data, whose steps stay where there are none.
 
   Returns:
     The extract.
-
-  Raises:
-    MeJaxError: see `kept.check_read`.
   """
-  data_sha256 = options_lib.digest(options.data)
-  cards = {name: _card(options, name, data_sha256) for name in steps_lib.NAMES}
-  stay = [
-    name
-    for name in (kept.done(page) if page else [])
-    if cards[name]['status'] != runner.DONE
-  ]
+  cards, stay = kept.sides(made, page)
   reports = {
     name: _report(options, name)
     for name, card in cards.items()
-    if card['status'] == runner.DONE
+    if card['status'] == runner.DONE and name not in stay
   }
   explained = reports.get('explain', {})
   provenance = explained.get('provenance', {})
@@ -67,35 +62,27 @@ def collect(
     'name': options.name,
     'headline': explained.get('headline', ''),
     'quick': options.quick,
+    'model_sha256': digests.model,
     'data': options_lib.DATA if options.data else None,
-    'data_sha256': data_sha256,
+    'data_sha256': digests.data,
     'about': {n: provenance[n] for n in _ABOUT if n in provenance},
     'tasks_left_out': _tasks_left_out(reports.get('evaluate')),
     'steps': cards,
     'claims': {
-      claim.name: _answer(claim, options, cards, reports)
+      claim.name: _answer(claim, options, cards, reports, figures)
       for claim in claims_lib.CLAIMS
     },
   }
   found = _shown(found, options)
-  if page and stay:
-    found = _with(found, page, stay)
-    kept.check_read(page, found, stay)
-  # Only now is anything written.
-  for claim in claims_lib.CLAIMS:
-    answer = found['claims'][claim.name]
-    if 'finding' in answer:
-      answer.setdefault('figures', _figures(claim, options, figures))
-  return found
+  return _with(found, page, stay) if page else found
 
 
 def _with(
-  found: dict[str, Any], page: Mapping[str, Any], stay: Sequence[str]
+  found: dict[str, Any], page: Mapping[str, Any], stay: set[str]
 ) -> dict[str, Any]:
-  """Returns an extract with the steps of an earlier one that stay."""
-  found['steps'] |= {name: page['steps'][name] for name in stay}
+  """Returns an extract with what stays of an earlier one."""
   for claim in claims_lib.CLAIMS:
-    if {claim.step, claim.against} - {None} <= set(stay):
+    if {claim.step, claim.against} - {None} <= stay:
       found['claims'][claim.name] = page['claims'][claim.name]
   if 'explain' in stay:
     found |= {name: page[name] for name in ('headline', 'about')}
@@ -109,12 +96,17 @@ def _answer(
   options: options_lib.Options,
   cards: Mapping[str, Any],
   reports: Mapping[str, Any],
+  figures: pathlib.Path,
 ) -> dict[str, Any]:
-  """Returns what a claim's step says of it, without its figures."""
-  for step in filter(None, (claim.step, claim.against)):
-    if step not in reports:
+  """Returns what a claim's step says of it."""
+  steps = list(filter(None, (claim.step, claim.against)))
+  for step in steps:
+    if cards[step]['status'] != runner.DONE:
       why = cards[step].get('why') or f'{step}: {cards[step]["status"]}'
       return {'verdict': NOT_TESTED, 'why': why}
+  if not reports.keys() >= set(steps):
+    why = f'{" and ".join(steps)} were not run together'
+    return {'verdict': NOT_TESTED, 'why': why}
   if claim.section is None:
     found = _compared(claim, options, reports)
     if found is None:
@@ -123,6 +115,7 @@ def _answer(
     section = reports[claim.step]['sections'][claim.section]
     found = {n: section[n] for n in ('claim', 'verdict', 'finding', 'control')}
     found |= _table(claim, section['numbers'])
+  found['figures'] = _figures(claim, options, figures)
   return found
 
 
@@ -213,16 +206,6 @@ def _figure(source: pathlib.Path, target: pathlib.Path, model: str) -> str:
   with files.whole(path) as partial:
     partial.write_bytes(data.getvalue())
   return path.name
-
-
-def _card(
-  options: options_lib.Options, name: str, data_sha256: str | None
-) -> dict[str, Any]:
-  """Returns how a step ended, if it was of these data."""
-  found = runner.card(options.folder / name)
-  if found and found.get('data_sha256') == data_sha256:
-    return found
-  return {'name': name, 'status': 'not run'}
 
 
 def _report(options: options_lib.Options, name: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import pathlib
 import re
-from typing import NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from me_jax import errors
 from me_jax.checkpoints import locate
@@ -111,14 +111,40 @@ def check(models: list[str], data: str | None) -> None:
     locate.locate(model)
 
 
-def digest(data: str | None) -> str | None:
-  """Returns a hash of the sets' files, None without any."""
-  if data is None:
-    return None
+class Digests(NamedTuple):
+  """Hashes of what the paths of a study hold.
+
+  Attributes:
+    model: of the files of the weights.
+    data: of the sets; None without any.
+  """
+
+  model: str
+  data: str | None
+
+
+def digests(options: Options) -> Digests:
+  """Reads all files of a model and of its sets once."""
+  return Digests(
+    model=_digest(pathlib.Path(locate.locate(options.model)), ()),
+    data=_digest(pathlib.Path(options.data), ('.jsonl', '.txt', '.csv'))
+    if options.data
+    else None,
+  )
+
+
+def _digest(path: pathlib.Path, suffixes: tuple[str, ...]) -> str:
+  """Returns a hash of a file, or of a folder's files with these suffixes."""
+  if path.is_file():
+    return _of_file(path).hexdigest()[:16]
   found = hashlib.sha256()
-  root = pathlib.Path(data)
-  for path in sorted(root.rglob('*')):
-    if path.suffix in ('.jsonl', '.txt', '.csv') and path.is_file():
-      found.update(str(path.relative_to(root)).encode())
-      found.update(path.read_bytes())
+  for one in sorted(path.rglob('*')):
+    if one.is_file() and (not suffixes or one.suffix in suffixes):
+      found.update(str(one.relative_to(path)).encode())
+      found.update(_of_file(one).digest())
   return found.hexdigest()[:16]
+
+
+def _of_file(path: pathlib.Path) -> Any:
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256')

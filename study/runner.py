@@ -1,9 +1,10 @@
 """How is a step run once, and not again while its result stands?
 
 Beside a step's report lies step.json: which command made it, with which
-versions, data and code, on which machine, in how many seconds. A step whose
-command, versions, data or forerunner are others by now is run again; of other
-code it is only said, because most changes of it change no result.
+versions, weights, data and code, on which machine, in how many seconds. A step
+is run again if its command, versions, weights or data are others by now, or what
+its forerunner wrote; of other code it is only said, because most changes of it
+change no result.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from study import options as options_lib
 from study import steps as steps_lib
 
 CARD, _LOG = 'step.json', 'log.txt'
-DONE, FAILED, _RUNNING = 'done', 'failed', 'running'
+DONE, FAILED, NOT_RUN, _RUNNING = 'done', 'failed', 'not run', 'running'
 _PACKAGES = (
   'me-jax', 'jax', 'flax', 'optax', 'numpy', 'transformers', 'lm-eval',
 )  # fmt: skip
 # Settings that make an unchanged command another one.
-_SAME = ('command', 'versions', 'data_sha256', 'after')
+_SAME = ('command', 'versions', 'model_sha256', 'data_sha256', 'after')
 
 Launch = Callable[[list[str], Any], int]
 
@@ -39,7 +40,7 @@ Launch = Callable[[list[str], Any], int]
 def run(
   step: steps_lib.Step,
   options: options_lib.Options,
-  data_sha256: str | None,
+  digests: options_lib.Digests,
   *,
   launch: Launch | None = None,
 ) -> dict[str, Any]:
@@ -48,16 +49,19 @@ def run(
   Args:
     step: what to run.
     options: of the study.
-    data_sha256: of the sets, as `options.digest` says.
+    digests: of the weights and the sets.
     launch: starts a process with arguments and an open log, and returns its
       exit status; tests give their own.
 
   Returns:
-    What step.json holds; `status` is `done` or `failed`, with the reason as
-    `why`.
+    What step.json holds; `status` is `done` or, with the reason as `why`,
+    `failed` or `not run`.
   """
+  if why := step.lacks or _lacking(step, options):
+    _tell(options, step, f'not run: {why}')
+    return not_run(step.name, why)
   folder = options.folder / step.name
-  wanted = _wanted(step, options, data_sha256)
+  wanted = _wanted(step, options, digests)
   before = card(folder)
   same = before is not None and all(
     before.get(name) == wanted[name] for name in _SAME
@@ -90,11 +94,18 @@ def run(
   if status or not result.is_file():
     why = _last_line(folder / _LOG) or f'exit status {status}'
     now |= {'status': FAILED, 'why': options.shown(why)}
+  elif step.name in steps_lib.NEEDS.values():
+    now['result'] = steps_lib.mask(options)
   files.write_json(folder / CARD, now)
   _tell(options, step, f'{now["status"]} after {seconds:.0f} s')
   if now['status'] == FAILED:
     _tell(options, step, now['why'])
   return now
+
+
+def not_run(name: str, why: str = '') -> dict[str, Any]:
+  """Returns the card of a step that was not run."""
+  return {'name': name, 'status': NOT_RUN} | ({'why': why} if why else {})
 
 
 def card(folder: pathlib.Path) -> dict[str, Any] | None:
@@ -106,19 +117,29 @@ def card(folder: pathlib.Path) -> dict[str, Any] | None:
   return found if isinstance(found, dict) and 'status' in found else None
 
 
+def _lacking(step: steps_lib.Step, options: options_lib.Options) -> str:
+  """Says which forerunner is not done, '' if none lacks."""
+  if step.needs is None:
+    return ''
+  found = card(options.folder / step.needs) or not_run(step.needs)
+  return '' if found['status'] == DONE else f'{step.needs}: {found["status"]}'
+
+
 def _wanted(
-  step: steps_lib.Step, options: options_lib.Options, data_sha256: str | None
+  step: steps_lib.Step,
+  options: options_lib.Options,
+  digests: options_lib.Digests,
 ) -> dict[str, Any]:
   """Returns what the step's result depends on."""
   after = None
   if step.needs:
-    # Made at another time, the files that are read may be others.
-    after = (card(options.folder / step.needs) or {}).get('started')
+    after = (card(options.folder / step.needs) or {}).get('result')
   return {
     'name': step.name,
     'command': options.shown(step.command),
     'versions': machine.versions(*_PACKAGES),
-    'data_sha256': data_sha256 if options.data else None,
+    'model_sha256': digests.model,
+    'data_sha256': digests.data,
     'after': after,
     'source': _source(),
     'machine': machine.describe(),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 import dataclasses
+import hashlib
+import json
 import os
 import pathlib
 
@@ -23,11 +25,13 @@ class Step:
     name: of its folder.
     argv: what follows `python -m`.
     needs: the step whose files it reads; None reads no other's.
+    lacks: why it cannot be run, if it cannot.
   """
 
   name: str
   argv: tuple[str, ...]
   needs: str | None = None
+  lacks: str = ''
 
   @property
   def command(self) -> str:
@@ -45,13 +49,30 @@ def make(name: str, options: options_lib.Options) -> Step:
     options: of the study.
   """
   argv = _MAKERS[name](options, options.folder / name / RUN)
-  return Step(name=name, argv=tuple(argv), needs=NEEDS.get(name))
+  lacks = ''
+  if name == 'tuned-mask' and relaxed(options) is None:
+    lacks = 'no mask was chosen'
+  return Step(name=name, argv=tuple(argv), needs=NEEDS.get(name), lacks=lacks)
 
 
 def relaxed(options: options_lib.Options) -> pathlib.Path | None:
   """Returns the model that `mitigate` has written, None if it wrote none."""
   folder = options.folder / 'mitigate' / RUN / 'orbax'
   return folder if folder.is_dir() else None
+
+
+def mask(options: options_lib.Options) -> str:
+  """Returns a hash of the mask that `mitigate` has chosen, '' if none.
+
+  With the same weights it says what later steps read.
+  """
+  path = options.folder / 'mitigate' / REPORT
+  report = json.loads(path.read_text(encoding='utf-8'))
+  chosen = report['sections']['mitigation']['numbers']['chosen']
+  if chosen is None:
+    return ''
+  recipe = json.dumps(chosen['recipe'], sort_keys=True)
+  return hashlib.sha256(recipe.encode()).hexdigest()[:16]
 
 
 _Maker = Callable[[options_lib.Options, pathlib.Path], list[str]]
@@ -115,12 +136,9 @@ def _train(
 
 def _tuned_mask(options: options_lib.Options, out: pathlib.Path) -> list[str]:
   """Measures the mask on the held-out rows of gates: before its one step."""
-  tool, verb, model, *rest = _train('smollm2_sft_gates.py')(options, out)
+  tool, verb, _, *rest = _train('smollm2_sft_gates.py')(options, out)
   rest = [flag for flag in rest if not flag.startswith('--steps=')]
-  if folder := relaxed(options):
-    model = f'--model={folder}'
-  else:
-    rest.append('--set=mask.rate=0.5')
+  model = f'--model={relaxed(options)}'
   return [tool, verb, model, *rest, '--steps=1']
 
 

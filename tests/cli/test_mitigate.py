@@ -50,12 +50,21 @@ def _data(tmp_path_factory):
   return folder
 
 
+@pytest.fixture(scope='module', name='prompts')
+def _prompts(tmp_path_factory):
+  """Few: each mask's attention is looked at on all of them."""
+  path = tmp_path_factory.mktemp('prompts') / 'prompts.txt'
+  path.write_text('the first prompt\nanother one, 123\nand a third\n')
+  return path
+
+
 @pytest.fixture(scope='module', name='written')
-def _written(planted_folder, data, tmp_path_factory):
+def _written(planted_folder, data, prompts, tmp_path_factory):
   """Runs the verb once with a single setting, which is then taken."""
   out = tmp_path_factory.mktemp('out') / 'new'
   argv = [
     'mitigate', f'--model={planted_folder}', f'--data={data}', f'--out={out}',
+    f'--prompts={prompts}',
     '--strength=0.5', '--write=orbax,hf,baked', *SETTINGS,
   ]  # fmt: skip
   assert cli.main(argv) == 0
@@ -95,12 +104,13 @@ def test_the_forms_with_a_mask_are_one_model(written):
 
 
 def test_says_when_nothing_helps_and_writes_no_model(
-  planted_folder, data, tmp_path, capsys
+  planted_folder, data, prompts, tmp_path, capsys
 ):
   # The planted token is no use to these texts, nor is masking it.
   argv = [
     'mitigate', f'--model={planted_folder}', f'--data={data / "plain.jsonl"}',
-    f'--out={tmp_path}/out', '--strength=0.5,1', '--noby_layer', *SETTINGS,
+    f'--prompts={prompts}', f'--out={tmp_path}/out', '--strength=0.5,1',
+    '--noby_layer', *SETTINGS,
   ]  # fmt: skip
   assert cli.main(argv) == 0
   said = capsys.readouterr().out

@@ -18,10 +18,13 @@ def _options(tmp_path):
   return options_lib.Options(out=str(tmp_path / 'study'), quick=True)
 
 
-def _run(options, name='explain', launcher=None, **changes):
+DIGESTS = options_lib.Digests('weights', None)
+
+
+def _run(options, name='explain', launcher=None, digests=DIGESTS, **changes):
   step = dataclasses.replace(steps_lib.make(name, options), **changes)
   launcher = launcher or study_steps.Launcher()
-  return runner.run(step, options, None, launch=launcher), launcher
+  return runner.run(step, options, digests, launch=launcher), launcher
 
 
 def test_a_step_that_is_done_is_not_run_again(options):
@@ -54,13 +57,38 @@ def test_a_result_that_is_gone_is_made_again(options):
   assert _run(options)[1].asked
 
 
-def test_a_step_runs_again_after_the_one_it_reads(options):
+def test_other_weights_or_sets_run_again(options):
+  _run(options)
+  for digests in (DIGESTS._replace(model='x'), DIGESTS._replace(data='x')):
+    assert _run(options, digests=digests)[1].asked
+
+
+def test_a_step_runs_again_if_what_it_reads_is_another(options):
   _run(options, 'mitigate')
   _run(options, 'evaluate')
+  again = options.folder / 'mitigate' / steps_lib.REPORT
+  again.unlink()
+  _run(options, 'mitigate')
   assert not _run(options, 'evaluate')[1].asked
-  path = options.folder / 'mitigate' / runner.CARD
-  path.write_text(path.read_text().replace('"started": "2', '"started": "3'))
+  again.unlink()
+  _run(options, 'mitigate', study_steps.Launcher(strength=0.25))
   assert _run(options, 'evaluate')[1].asked
+
+
+def test_a_step_is_not_run_without_the_one_it_reads(options):
+  found, launcher = _run(options, 'evaluate')
+  assert found['status'] == 'not run' and found['why'] == 'mitigate: not run'
+  _run(options, 'mitigate', study_steps.Launcher(fails=('mitigate',)))
+  found, launcher = _run(options, 'evaluate')
+  assert found['why'] == 'mitigate: failed' and not launcher.asked
+
+
+def test_where_no_mask_is_chosen_the_published_one_is_evaluated(options):
+  _run(options, 'mitigate', study_steps.Launcher(strength=None))
+  found, launcher = _run(options, 'tuned-mask')
+  assert found['why'] == 'no mask was chosen' and not launcher.asked
+  found, _ = _run(options, 'evaluate')
+  assert '--mitigation=wemask' in found['command']
 
 
 def test_what_was_stopped_goes_on_where_it_was(options):

@@ -61,8 +61,9 @@ def test_a_second_run_runs_nothing(run):
 
 
 def test_a_step_that_fails_is_told_and_the_others_go_on(run, capsys):
-  status, page, launcher = run(fails=('evaluate', 'mitigate'))
+  status, page, launcher = run(fails=('evaluate', 'train-lora'))
   assert status == 1 and len(launcher.asked) == 9
+  assert 'Not tested: me-jax: train lacks something' in page
   assert 'Not tested: me-jax: evaluate lacks something' in page
   assert (
     '| [The relaxed model answers better](#ability) | the paper | not tested |'
@@ -113,31 +114,60 @@ def test_steps_of_a_page_stay_where_others_are_run_elsewhere(run, tmp_path):
   assert all('lora' in n or 'loop' in n or 'claims' in n for n in gone), gone
 
 
-def test_a_step_that_is_compared_does_not_stay_alone(run, tmp_path):
+@pytest.mark.parametrize(
+  ('steps', 'said'),
+  [
+    ('train-lora-mask', 'train-lora-mask is compared with train-lora'),
+    ('train-lora', 'train-lora is compared with train-lora-mask'),
+    ('quantise', 'quantise reads what mitigate writes'),
+  ],
+)
+def test_steps_that_belong_together_are_run_together(run, steps, said):
   page = run()[1]
+  with pytest.raises(errors.MeJaxError, match=said):
+    run(f'--steps={steps}')
+  assert run()[1] == page
+
+
+def test_a_step_stays_if_what_it_read_is_the_same_again(run, tmp_path):
+  run()
   other = f'--out={tmp_path / "other"}'
-  with pytest.raises(errors.MeJaxError, match='of train-lora, .* lacks: run'):
-    run('--steps=train-lora-mask', other)
-  assert (tmp_path / 'page.md').read_text() == page
+  status, page, _ = run('--steps=mitigate', other, verdict='in part')
+  assert status == 0 and '[A mask without training helps' in page
+  assert page.count('| holds in part |') == 1
+  assert '(#eight-bits) | beyond it | holds |' in page
 
 
-def test_a_step_stays_if_what_it_read_is_written_again(run, tmp_path):
+def test_results_that_belong_to_others_are_not_on_the_page(
+  run, tmp_path, capsys
+):
   page = run()[1]
-  other = f'--out={tmp_path / "other"}'
-  status, same, launcher = run('--steps=mitigate', other)
-  assert status == 0 and len(launcher.asked) == 1
-  assert same.count('| holds |') == page.count('| holds |')
+  other = [f'--out={tmp_path / "other"}', '--steps=mitigate']
+  status, after, _ = run(*other, strength=0.25, verdict='in part')
+  assert status == 1 and after == page
+  assert 'not on the page' in capsys.readouterr().out
+  other[1] += ',quantise,tuned-mask,evaluate,train-gates,train-token5'
+  status, after, launcher = run(*other, verdict='in part')
+  assert status == 0 and len(launcher.asked) == 5
+  assert '| mitigate | done |' in after and after != page
 
 
-def test_a_step_does_not_stay_if_what_it_read_is_not(run, tmp_path):
+@pytest.mark.parametrize('fails', ['train-lora', 'train-lora-mask'])
+def test_of_two_steps_that_are_compared_neither_is_replaced_alone(
+  run, tmp_path, fails
+):
   page = run()[1]
-  figures = tmp_path / 'page' / 'smollm2-mitigation-held-out.png'
-  before = figures.stat().st_mtime_ns
-  other = f'--out={tmp_path / "other"}'
-  with pytest.raises(errors.MeJaxError, match='whose quantise has read'):
-    run('--steps=mitigate', other, verdict='in part')
-  assert (tmp_path / 'page.md').read_text() == page
-  assert figures.stat().st_mtime_ns == before
+  other = [f'--out={tmp_path / "other"}', '--steps=train-lora,train-lora-mask']
+  status, after, _ = run(*other, fails=(fails,))
+  assert status == 1 and after == page
+  assert run(*other)[0] == 0
+
+
+def test_a_step_that_nothing_was_read_for_is_not_run(run):
+  status, page, launcher = run(fails=('mitigate',))
+  assert status == 1 and len(launcher.asked) == 6
+  assert 'the relaxed model answers better; ' in page
+  assert 'Not tested: mitigate: failed' in page
 
 
 def test_a_failed_step_leaves_the_result_of_the_page(run, tmp_path):
@@ -147,13 +177,20 @@ def test_a_failed_step_leaves_the_result_of_the_page(run, tmp_path):
   assert status == 1 and after == page
 
 
+def test_an_older_folder_does_not_replace_a_page(run, tmp_path):
+  run()
+  other = [f'--out={tmp_path / "other"}', '--steps=train-lora,train-lora-mask']
+  page = run(*other)[1]
+  assert run('--steps=explain')[1] == page
+
+
 def test_no_step_stays_on_other_data(run, tmp_path):
   for name in ('sets', 'others'):
     (tmp_path / name).mkdir()
     (tmp_path / name / 'a.txt').write_text(name)
   run(f'--data={tmp_path / "sets"}')
-  other = [f'--data={tmp_path / "others"}', f'--out={tmp_path / "other"}']
-  with pytest.raises(errors.MeJaxError, match='of mitigate, .* lacks: run'):
+  other = [f'--data={tmp_path / "others"}']
+  with pytest.raises(errors.MeJaxError, match='run mitigate, .*, too'):
     run('--steps=explain', *other)
 
 

@@ -28,34 +28,49 @@ def estimate(value: float, half: float = 0.01) -> dict[str, float]:
 class Launcher:
   """Stands in for processes: notes what it was asked for, writes reports."""
 
-  def __init__(self, fails: tuple[str, ...] = (), verdict: str = 'holds'):
+  def __init__(
+    self,
+    fails: tuple[str, ...] = (),
+    verdict: str = 'holds',
+    strength: float | None = 0.5,
+  ):
+    """Says what becomes of the steps.
+
+    Args:
+      fails: verbs that end with an error, or folders of steps.
+      verdict: of all claims.
+      strength: of the mask that is chosen; None chooses none.
+    """
     self.fails = fails
     self.verdict = verdict
+    self.strength = strength
     self.asked: list[list[str]] = []
 
   def __call__(self, argv: list[str], log: Any) -> int:
     self.asked.append(argv)
     verb = argv[1] if argv[0] == 'me_jax' else argv[0]
     log.write('begun\n')
-    if verb in self.fails:
-      log.write(f'me-jax: {verb} lacks something\n')
-      return 2
     out = next(a for a in argv if a.startswith('--out='))
     folder = pathlib.Path(out.removeprefix('--out='))
+    if verb in self.fails or folder.parent.name in self.fails:
+      log.write(f'me-jax: {verb} lacks something\n')
+      return 2
     if verb in ('mitigate', 'train', 'evaluate'):
-      if verb == 'mitigate':
-        (folder / 'orbax').mkdir(parents=True)
+      if verb == 'mitigate' and self.strength is not None:
+        (folder / 'orbax').mkdir(parents=True, exist_ok=True)
       if verb == 'train':
         _held_out(folder, better='gates' in out or 'lora-mask' in out)
       folder /= 'report'
-    _write(folder, verb, self.verdict)
+    _write(folder, verb, self.verdict, self.strength)
     return 0
 
 
-def _write(folder: pathlib.Path, verb: str, verdict: str) -> None:
+def _write(
+  folder: pathlib.Path, verb: str, verdict: str, strength: float | None
+) -> None:
   (folder / 'figures').mkdir(parents=True, exist_ok=True)
   for name in _FIGURES:
-    Image.new('RGB', (1500, 900), 'white').save(
+    Image.new('RGB', (1500, 90), 'white').save(
       folder / 'figures' / f'{name}.png'
     )
   report = {
@@ -70,7 +85,7 @@ def _write(folder: pathlib.Path, verb: str, verdict: str) -> None:
       name: {
         'title': name, 'claim': f'The claim of {name}.', 'verdict': verdict,
         'finding': f'What was found of {name}: 0.123456.',
-        'control': f'The control of {name}.', 'numbers': _numbers(name),
+        'control': f'The control of {name}.', 'numbers': _numbers(name, strength),
       }
       for name in _SECTIONS[verb]
     },
@@ -78,10 +93,12 @@ def _write(folder: pathlib.Path, verb: str, verdict: str) -> None:
   (folder / 'report.json').write_text(json.dumps(report))
 
 
-def _numbers(section: str) -> dict[str, Any]:
+def _numbers(section: str, strength: float | None) -> dict[str, Any]:
   if section == 'mitigation':
     change = {n: estimate(-0.1) for n in ('loss', 'answer', 'kl')}
+    chosen = None if strength is None else {'recipe': {'strength': [strength]}}
     return {
+      'chosen': chosen,
       'stock': {'GSM8K': {'texts': 3, 'tokens': 9, 'loss': 2.0, 'chat': True}},
       'changes': {
         'chosen': {'GSM8K': change},
