@@ -13,7 +13,8 @@ class Claim:
     name: of the claim.
     label: in tables and as a heading.
     paper: whether the paper makes it; others go beyond it.
-    rule: when it holds, and when in part; thresholds in words.
+    rule: when it holds, and when in part; thresholds in words. "Surely" is
+      said on the page (`words.SUMMARY`).
     step: whose report answers it.
     section: of that report; None where runs are compared (`paired`).
     figures: of the report that go on the page, with what they show.
@@ -36,9 +37,10 @@ CLAIMS = (
     label='One layer creates massive activations',
     paper=True,
     rule=(
-      "Holds where one layer writes most of the massive token's plateau, "
-      'mostly with its FFN; in part where several layers do so in steps, or '
-      'attention does.'
+      "Holds where one layer writes eight tenths of the massive token's "
+      'plateau or more, at least half of that with its FFN; in part where '
+      'its attention writes more of it, or two or three layers write the '
+      'plateau together.'
     ),
     step='explain',
     section='emergence',
@@ -54,9 +56,11 @@ CLAIMS = (
     label="That layer's norm and FFN act together",
     paper=True,
     rule=(
-      'Holds where flattening the norm and neutralising the writing neurons '
-      'each changes the spike by a tenth of it, by the whole interval, and '
-      'random neurons do not; in part where one of the two does.'
+      'Two switches are thrown, alone and together: the norm flattened, and '
+      'the writing neurons neutralised. A switch counts where its main '
+      'effect takes a tenth of the spike away or more, surely; that of the '
+      'neurons also only where as many random ones take less than half as '
+      'much. Holds where both count, in part where one does.'
     ),
     step='explain',
     section='cause',
@@ -70,8 +74,9 @@ CLAIMS = (
     label="The massive token's state is rigid",
     paper=True,
     rule=(
-      'Holds where the least mean cosine across inputs and between layers is '
-      'at least ninety-nine hundredths, in part where it is nine tenths.'
+      'Holds where the least mean cosine, of its states across inputs and '
+      'between layers and of what attention receives of it, is at least '
+      'ninety-nine hundredths; in part where it is nine tenths.'
     ),
     step='explain',
     section='rigidity',
@@ -85,9 +90,10 @@ CLAIMS = (
     label='Attention sinks begin after that layer',
     paper=True,
     rule=(
-      'Holds where the massive token is a sink in the mean after the '
-      'emergence (more than three tenths of the attention) and in no layer '
-      'before; in part where attention to it rises by a tenth or more.'
+      'Holds where the massive token draws more than three tenths of the '
+      'attention in the mean over the layers after the emergence, and in no '
+      'layer before; in part where that mean is higher than before by a '
+      'tenth of all attention.'
     ),
     step='explain',
     section='sinks',
@@ -101,10 +107,11 @@ CLAIMS = (
     label='A mask without training helps, and weakens sinks',
     paper=True,
     rule=(
-      'Holds where half of the corpora of chats improve by the whole '
-      'interval, no corpus gets worse, attention to the token falls, its '
-      'rigidity falls, and every control is surely behind; in part where any '
-      'corpus of chats improves.'
+      'What counts are corpora of chats, and plain texts only where there '
+      'are no chats. Holds where at least half of them improve surely, no '
+      'corpus gets worse surely, attention to the token and its rigidity '
+      'fall, and every control is surely behind on each corpus that '
+      'improves; in part where any improves surely.'
     ),
     step='mitigate',
     section='mitigation',
@@ -120,10 +127,11 @@ CLAIMS = (
     label='The relaxed model answers better',
     paper=True,
     rule=(
-      'Holds where a task of mathematics or instructions is better by '
-      'interval and exact test, and what should be kept was run and is no '
-      'worse; in part where one is better. A few items, or answers cut short, '
-      'test nothing.'
+      'Holds where a metric of mathematics or instructions is better, '
+      'surely and by an exact test, where GSM8K, IFEval, MMLU and XSTest '
+      'were all run, and where no metric but a loss is worse; in part where '
+      'one is better. A part of the items, answers cut short, or our own '
+      'samples test nothing.'
     ),
     step='evaluate',
     section='evaluation',
@@ -137,8 +145,8 @@ CLAIMS = (
     label='Fine-tuning with the mask in the loop ends better',
     paper=True,
     rule=(
-      'Holds where every held-out set of the task is better by the whole '
-      'interval; in part where one is.'
+      'Holds where every held-out set of the task is better surely; in part '
+      'where one is.'
     ),
     step='train-lora-mask',
     against='train-lora',
@@ -148,9 +156,11 @@ CLAIMS = (
     label='The weights alone name the layer',
     paper=False,
     rule=(
-      'Holds where layer, channel, sign and neuron are named before texts '
-      'say so, and no runner-up comes near; in part where the layer or the '
-      'channel is.'
+      'Holds where layer, channel, sign and neuron are those that texts '
+      'name, and the prediction is clear: its score is half as high again '
+      "as the runner-up's and five times that of shuffled weights, and a "
+      'later neuron erases what it writes. In part where the layer or the '
+      'channel is right.'
     ),
     step='explain',
     section='screen',
@@ -164,9 +174,9 @@ CLAIMS = (
     label='A place makes a token massive, not a word',
     paper=False,
     rule=(
-      'Holds where nine in ten tokens spike alone, and at most one in ten of '
-      'them does so behind any token that was tried in front; in part where '
-      'one of the two is so.'
+      'Holds where nine in ten tokens spike alone, and at most one in ten '
+      'of them does so behind any token that was tried in front; in part '
+      'where one of the two is so.'
     ),
     step='explain',
     section='vocabulary',
@@ -176,9 +186,10 @@ CLAIMS = (
     label='The model needs massive activations',
     paper=False,
     rule=(
-      'Holds where zero costs a nat a token or more, by the whole interval, '
-      'and neither the mean nor any control costs a twentieth of that; in '
-      'part where zero costs something and no control does.'
+      'Holds where zero costs a nat a token or more, surely, and neither '
+      'the mean nor any control changes the loss by more than a twentieth '
+      'of that; in part where zero costs anything, surely, and no control '
+      'changes it by more.'
     ),
     step='explain',
     section='interventions',
@@ -192,9 +203,10 @@ CLAIMS = (
     label='The massive token narrows what attention receives',
     paper=False,
     rule=(
-      'Holds where the effective rank is a twentieth lower than before, and '
-      'rises by as much without the massive token; in part where other '
-      'massive tokens could be why it does not rise.'
+      'Holds where the effective rank is a twentieth lower than before the '
+      'emergence, and rises by as much without the massive token; in part '
+      'where it is lower, and other massive tokens of a text could be why '
+      'it does not rise.'
     ),
     step='explain',
     section='diversity',
@@ -214,8 +226,8 @@ CLAIMS = (
     label="Gates on the massive token train better than another token's",
     paper=False,
     rule=(
-      'Holds where every held-out set of the task is better by the whole '
-      'interval; in part where one is.'
+      'Holds where every held-out set of the task is better surely; in part '
+      'where one is.'
     ),
     step='train-gates',
     against='train-token5',
@@ -226,11 +238,11 @@ CLAIMS = (
   ),
   Claim(
     name='gates-and-mask',
-    label='Trained gates do more than a tuned mask',
+    label='Training gates does more than choosing a mask',
     paper=False,
     rule=(
-      'Holds where every held-out set of the task is better by the whole '
-      'interval; in part where one is.'
+      'Holds where every held-out set of the task is better surely; in part '
+      'where one is.'
     ),
     step='train-gates',
     against='tuned-mask',
@@ -240,9 +252,12 @@ CLAIMS = (
     label='Massive activations are why eight bits fail',
     paper=False,
     rule=(
-      'Holds where, wherever rounding costs something, exempting massive '
-      'tokens saves half of it and half as much again as exempting ordinary '
-      'ones does; in part where it does so somewhere.'
+      'Cases are the corpora, each with what matrices receive rounded, and '
+      'with the residual stream rounded; those count where rounding costs a '
+      'twentieth of a nat a token, surely. Holds where, in all of them, '
+      'exempting massive tokens surely saves half of the cost, and saves '
+      'more than exempting ordinary ones does by half of the cost; in part '
+      'where it does so in some.'
     ),
     step='quantise',
     section='quantisation',
@@ -256,9 +271,9 @@ CLAIMS = (
     label='A mask makes eight bits cheaper',
     paper=False,
     rule=(
-      'Holds where a relaxed model saves a tenth of what rounding costs, by the '
-      'whole interval, wherever the rounded models are better than guessing; in '
-      'part where it does so somewhere.'
+      'Of the cases above, those count where the rounded models are better '
+      'than guessing. Holds where a relaxed model takes a tenth of the cost '
+      'away in all of them, surely; in part where it does so in some.'
     ),
     step='quantise',
     section='quantisation-relief',

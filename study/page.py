@@ -75,6 +75,8 @@ def render(studies: Sequence[Mapping[str, Any]], folder: str) -> str:
     '## Summary',
     _summary(studies),
     words.SUMMARY,
+    '## Words',
+    *(f'- {word}' for word in words.GLOSSARY),
     '## Methods',
     words.METHODS,
     *_methods(studies),

@@ -91,10 +91,11 @@ def runs(
   names = [n for n in ours['after'] if n in theirs_then and n in about]
   # What may have chosen the step flatters the run.
   final = [n for n in names if about[n]['report']] or names
-  rows, better, worse, sure = [], [], [], []
+  rows, better, worse, sure, unlike = [], [], [], [], []
   for of in final:
     mine, other = ours['after'][of], theirs_then[of]
     if not np.array_equal(mine.tokens_N, other.tokens_N):
+      unlike.append(of)
       continue
     change = estimates.Estimate(*held_out_lib.change(other, mine))
     rows.append(
@@ -133,6 +134,8 @@ def runs(
     'control': (
       f'{words.control.format(other=words.other)} Differences are paired by '
       'text. One seed each.'
+      + f' Other texts in each, and so not compared: {estimates.listed(unlike)}.'
+      * bool(unlike)
     ),
     'runs': rows,
   }

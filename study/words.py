@@ -19,7 +19,7 @@ ABSTRACT = (
   'The paper ({paper}) says that one decoder layer, the Massive Emergence (ME) '
   'Layer, creates the massive activations of a language model, why it does so, '
   'and that relaxing them helps. We put {paper_claims} claims of it and '
-  '{own_claims} that go beyond it to {models}, each with a control. {outcomes} '
+  '{own_claims} that go beyond it to {models}, with controls. {outcomes} '
   'Verdicts are about these models, these texts and these thresholds. They are '
   'neither a check of the tables in the paper, which we do not have, nor a '
   'statement about larger models.'
@@ -41,10 +41,36 @@ COUNTED = {
   'not tested': ('was not tested', 'were not tested'),
 }
 SUMMARY = (
-  'A claim *holds* where what it says was seen by its whole interval or range and '
-  'not in its control; it holds *in part* where some of it was. Each claim below '
-  'has its rule beside it; the code of the rules is in `me_jax/plotting/sections` '
-  'and, where runs are compared, in `study/paired.py`.'
+  'Below, each claim has its rule beside it: when it *holds*, and when it holds *in '
+  'part*. Else it *does not hold here*; it is *not tested* where a step lacks, or '
+  'where a model has nothing to put it to. *Surely* means that the whole interval '
+  'lies on one side of zero; thresholds are of the value itself, and are ours. The '
+  'code of the rules is in `me_jax/plotting/sections` and, where runs are '
+  'compared, in `study/paired.py`.'
+)
+GLOSSARY = (
+  '**Residual stream**: the state of a token that each layer reads, and adds to, '
+  'first by attention, then by its feed-forward network (FFN), each behind a '
+  'norm (RMSNorm).',
+  '**Massive activation**: an entry of the residual stream above a hundred and '
+  "above a thousand times the median of its layer's. The **massive token** has "
+  'them, mostly the first of a text, be it a word or a BOS token, which only '
+  'marks the beginning. An **ordinary token** has none.',
+  '**Spike**: the largest massive activation. **Plateau**: the layers over which '
+  'it stays, and its size there. The **emergence**, or span, is the layers that '
+  'write it; if it is one, it is the ME Layer.',
+  '**Attention sink**: a token that draws much attention whatever the text. Its '
+  '**sink rate** is the share of heads and texts where it draws more than three '
+  'tenths.',
+  '**Mask** (WeMask, of the paper): a factor, the strength, on some channels of '
+  'what attention receives of the massive token, in layers after the emergence; '
+  'no weight is trained. The published one takes the channels where the norm has '
+  'its largest weights |γ|. **Gates** are such factors for every channel, '
+  'trained. A mask is **baked** where a change of plain weights stands for it.',
+  '**Effective rank**: how many directions vectors fill, as the exponential of '
+  'the entropy of their spectrum; **participation** counts them by squares.',
+  '**Neutralised**: neurons are set to their mean over ordinary tokens; a norm is '
+  '**flattened** where all its weights become their mean.',
 )
 QUICK = (
   '**This page was made with `--quick`: everything is tiny, to see that the '
@@ -92,13 +118,12 @@ LIMITS = (
   'a small model does may differ, most of all in ability tasks, where it is '
   'near the floor.',
   '**Not every number has an interval.** The prediction from weights is of one '
-  'set of weights. Attention and effective ranks are means over texts and heads, '
-  'with the same of a control beside them.',
+  'set of weights. Attention and effective ranks are means over texts and heads.',
   '**One seed.** Masks are deterministic; training runs, control tokens and '
   'random channels are drawn once.',
-  '**Short runs, small sets.** Fine-tuning takes minutes here, and a task has at '
-  'most a few hundred items. A missing difference may be a lack of items: read '
-  'the interval, not the word.',
+  '**Short runs, small sets.** Fine-tuning takes minutes to an hour here, and a '
+  'task has at most some hundred items. A missing difference may be a lack of '
+  'items: read the interval, not the word.',
   '**Many readings.** Verdicts follow thresholds that are ours. They were written '
   'before this run, but for two: that of rounding was changed after a first small '
   'run, which it had called "does not hold", and that of the mask asks for less '

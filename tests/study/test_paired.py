@@ -89,6 +89,20 @@ def test_other_texts_are_no_pairs(tmp_path):
   assert paired.runs('gates', run, control) is None
 
 
+def test_a_set_of_other_texts_is_named_and_left_out(tmp_path):
+  sets = ('A', 'B')
+  run = _run(tmp_path / 'run', 1.4, sets=sets)
+  control = _run(tmp_path / 'control', 1.5, sets=sets)
+  path = control / 'held_out.json'
+  content = json.loads(path.read_text())
+  for losses in content['sets']['B'].values():
+    losses['tokens_N'][0] += 1
+  path.write_text(json.dumps(content))
+  found = paired.runs('gates', run, control)
+  assert [row['set'] for row in found['runs']] == ['A']
+  assert found['control'].endswith('and so not compared: B.')
+
+
 def _baked(plain):
   change = {n: study_steps.estimate(-0.1) for n in ('loss', 'answer', 'kl')}
   return paired.baked(

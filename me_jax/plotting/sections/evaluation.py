@@ -13,7 +13,8 @@ from me_jax.plotting import spec
 
 # Where the claim says more, and where as much.
 _GAINS = ('ifeval', 'gsm8k', 'math500', 'aime24')
-_KEPT = ('mmlu', 'xstest')
+# Without one of these a part of the claim was not put to the model.
+_WHOLE = ('gsm8k', 'ifeval', 'mmlu', 'xstest')
 _CLAIM = (
   'With the massive activations relaxed, the model follows instructions better '
   'and does more maths right, and keeps what it knows and refuses.'
@@ -83,7 +84,7 @@ def _verdict(found: Sequence[compare.Compared], warning: str) -> spec.Verdict:
   worse = {'worse', 'less'} & {
     word for (task, name), word in said.items() if name != 'loss'
   }
-  whole = all(any(key[0] == task for key in said) for task in _KEPT)
+  whole = all(any(key[0] == task for key in said) for task in _WHOLE)
   return 'holds' if whole and not worse else 'in part'
 
 
