@@ -63,7 +63,8 @@ demo: $(VENV)/.setup
 	@$(BIN)/me-jax explain --out=$(DEMO_OUT)/explain
 
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --max-worker-restart=0 --durations=60 tests
+	@$(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder \
+	  --max-worker-restart=0 --durations=60 tests
 
 test-tpu: $(TPU)/.setup
 	@$(TPU_BIN)/python -m pytest -q --durations=10 \

@@ -17,6 +17,15 @@ import tempfile
 # Of memory, in one process: a file adds at most a few thousand.
 _MAPPINGS = 15_000
 
+# Files that take a minute or more: begun first, or one worker would be left with
+# them at the end.
+_LONG = (
+  'training/test_loop_devices.py', 'training/test_loop_killed.py',
+  'generation/test_against_hf.py', 'evaluation/test_against_hf.py',
+  'cli/test_train.py', 'cli/test_evaluate.py', 'cli/test_explain.py',
+  'cli/test_mitigate.py', 'tests/test_readme.py', 'tests/test_docs.py',
+)  # fmt: skip
+
 # A test must neither find what the user once downloaded nor leave files there.
 # Removed when the interpreter ends; each xdist worker has its own.
 _CACHE = tempfile.TemporaryDirectory(prefix='me_jax_tests_')
@@ -36,6 +45,11 @@ def pytest_configure():
   import jax
 
   jax.config.update('jax_numpy_rank_promotion', 'raise')
+
+
+def pytest_collection_modifyitems(items):
+  """Puts long files first, where files are shared out in this order."""
+  items.sort(key=lambda item: not item.path.as_posix().endswith(_LONG))
 
 
 def pytest_runtest_teardown(item, nextitem):
