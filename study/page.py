@@ -15,9 +15,9 @@ from typing import Any
 
 from me_jax import errors
 from me_jax import files
+from me_jax.plotting import prose
 from study import claims as claims_lib
 from study import collect
-from study import estimates
 from study import options as options_lib
 from study import tables
 from study import words
@@ -113,7 +113,7 @@ def _abstract(studies: Sequence[Mapping[str, Any]]) -> str:
     paper=words.PAPER,
     paper_claims=count[True],
     own_claims=count[False],
-    models=estimates.listed([_sized(one) for one in studies]),
+    models=prose.listed([_sized(one) for one in studies]),
     outcomes=' '.join(outcomes),
   )
 
@@ -131,7 +131,7 @@ def _counted(study: Mapping[str, Any], paper: bool) -> str:
     if labels:
       verb = words.COUNTED[verdict][len(labels) > 1]
       said.append(f'{len(labels)} {verb} ({"; ".join(labels)})')
-  return estimates.listed(said)
+  return prose.listed(said)
 
 
 def _lower(label: str) -> str:
@@ -282,7 +282,7 @@ def _untested(studies: Sequence[Mapping[str, Any]]) -> list[str]:
   for one in studies:
     left_out = one['tasks_left_out']
     if left_out:
-      said.append(f'- {_model(one)}: the tasks {estimates.listed(left_out)}.')
+      said.append(f'- {_model(one)}: the tasks {prose.listed(left_out)}.')
     labels: dict[str, list[str]] = {}
     for claim in claims_lib.CLAIMS:
       answer = one['claims'][claim.name]

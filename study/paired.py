@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from me_jax.plotting import prose
 from me_jax.training import held_out as held_out_lib
 from study import estimates
 
@@ -97,7 +98,7 @@ def runs(
     if not np.array_equal(mine.tokens_N, other.tokens_N):
       unlike.append(of)
       continue
-    change = estimates.Estimate(*held_out_lib.change(other, mine))
+    change = held_out_lib.change(other, mine)
     rows.append(
       {
         'set': of,
@@ -115,11 +116,11 @@ def runs(
       worse += [of] * (change.low > 0)
   if not rows:
     return None
-  said = estimates.listed(
-    [f'{estimates.interval(r["difference"])} on {r["set"]}' for r in rows]
+  said = prose.listed(
+    [f'{prose.interval(r["difference"])} on {r["set"]}' for r in rows]
   )
   sides = [
-    f'{word} on {estimates.listed(sets)}'
+    f'{word} on {prose.listed(sets)}'
     for word, sets in (('better', better), ('worse', worse))
     if sets
   ]
@@ -134,7 +135,7 @@ def runs(
     'control': (
       f'{words.control.format(other=words.other)} Differences are paired by '
       'text. One seed each.'
-      + f' Other texts in each, and so not compared: {estimates.listed(unlike)}.'
+      + f' Other texts in each, and so not compared: {prose.listed(unlike)}.'
       * bool(unlike)
     ),
     'runs': rows,
@@ -169,7 +170,7 @@ def baked(numbers: Mapping[str, Any]) -> dict[str, Any] | None:
     inside += [corpus] * (mask.low <= plain.value <= mask.high)
   verdict = 'holds' if len(inside) == len(rows) else 'in part'
   apart = max(abs(r['mask'].value - r['baked'].value) for r in rows)
-  kls = estimates.listed(
+  kls = prose.listed(
     [f'{r["kl"]:.4f} against {r["mask_kl"]:.4f} on {r["corpus"]}' for r in rows]
   )
   return {

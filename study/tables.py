@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from me_jax.plotting import prose
 from study import estimates
 
 
@@ -69,7 +70,7 @@ def _runs(found: Sequence[Mapping[str, Any]]) -> list[str]:
       one['set'] + ('' if one['on_task'] else ' (off task)'),
       str(one['texts']),
       *(f'{one[name]:.3f}' for name in ('before', 'run', 'control')),
-      estimates.interval(estimates.read(one['difference'])),
+      prose.interval(estimates.read(one['difference'])),
     ]
     for one in found
   ]
@@ -82,7 +83,7 @@ def _baked(found: Sequence[Mapping[str, Any]]) -> list[str]:
     [
       one['corpus'],
       *(
-        estimates.interval(estimates.read(one[name]), '+.4f')
+        prose.interval(estimates.read(one[name]), '+.4f')
         for name in ('mask', 'baked')
       ),
       f'{one["kl"]:.4f}',
@@ -109,7 +110,7 @@ def _tasks(found: Sequence[Mapping[str, Any]]) -> list[str]:
       one['metric'],
       str(one['items']),
       *(
-        estimates.interval(estimates.read(one[name]), form) if one[name] else ''
+        prose.interval(estimates.read(one[name]), form) if one[name] else ''
         for name, form in (
           ('stock', '.3f'), ('mitigated', '.3f'), ('difference', '+.3f'),
         )
@@ -152,7 +153,7 @@ def _rounding(found: Mapping[str, Any]) -> list[str]:
 def _interval(found: Mapping[str, Any] | None, name: str) -> str:
   if not found or found.get(name) is None:
     return ''
-  return estimates.interval(estimates.read(found[name]))
+  return prose.interval(estimates.read(found[name]))
 
 
 def _first(found: Mapping[str, Any]) -> Mapping[str, Any]:

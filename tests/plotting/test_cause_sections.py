@@ -92,7 +92,7 @@ def test_every_verdict_has_its_sections(verdict):
     # The neurons write, and the weight of all norms is flat already.
     assert first.verdict == 'in part'
     assert names == ['cause-norm', 'cause-ffn', 'cause-factorial']
-    assert 'does not depend on the pattern' in first.finding
+    assert 'a flat weight of the same mean does' in first.finding
   assert (second.verdict == 'not tested') == (verdict == 'none')
 
 

@@ -11,6 +11,7 @@ from me_jax.analysis import attribution as attribution_lib
 from me_jax.analysis import bootstrap
 from me_jax.analysis import factorial as factorial_lib
 from me_jax.analysis import me_report
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import cause_figures
 from me_jax.plotting.sections import cause_tables
@@ -129,9 +130,9 @@ def _finding(
     f'With the norm {which} the FFN flattened to its mean, {a:.1%} of the spike '
     f'is left; with {_count(len(unit.neurons))} set to the '
     f'{_neutral(factorial)}, {b:.1%}; with both, {both:.1%}.',
-    f'Main effects: norm {cause_tables.interval(unit.raw.norm)}, neurons '
-    f'{cause_tables.interval(unit.raw.neurons)}; interaction '
-    f'{cause_tables.interval(unit.raw.interaction)}.',
+    f'Main effects: norm {prose.interval(unit.raw.norm)}, neurons '
+    f'{prose.interval(unit.raw.neurons)}; interaction '
+    f'{prose.interval(unit.raw.interaction)}.',
   ]
   said += _doses(factorial)
   if factorial.prefixes < 5:
@@ -188,8 +189,7 @@ def _doses(factorial: factorial_lib.Factorial) -> list[str]:
     said.append("So the pattern of the norm's weight makes the spike smaller.")
   else:
     said.append(
-      "So the spike does not depend on the pattern of the norm's weight over the "
-      'channels, only on its level'
+      "So a flat weight of the same mean does what the norm's own does"
       + (
         '.'
         if factorial.after

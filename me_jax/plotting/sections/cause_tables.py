@@ -11,18 +11,13 @@ from typing import Any
 import numpy as np
 
 from me_jax.analysis import attribution as attribution_lib
-from me_jax.analysis import bootstrap
 from me_jax.analysis import factorial as factorial_lib
 from me_jax.analysis import me_report
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 
 _MASSIVE, _ORDINARY = attribution_lib.MASSIVE, attribution_lib.ORDINARY
 _MEAN = attribution_lib.MEAN
-
-
-def interval(found: bootstrap.Estimate) -> str:
-  """Spells an estimate with its interval."""
-  return f'{found.value:+.3f} ({found.low:+.3f} to {found.high:+.3f})'
 
 
 def tables(
@@ -46,7 +41,7 @@ def tables(
       (
         names[unit.kind] + place,
         *(f'{y:.3f}' for y in unit.peak_ABX.mean(axis=-1).ravel()[1:]),
-        *(interval(effect) for effect in unit.raw),
+        *(prose.interval(effect) for effect in unit.raw),
         *(f'{effect.value:+.2f}' for effect in unit.log),
       )
     )

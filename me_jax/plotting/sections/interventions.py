@@ -9,6 +9,7 @@ import numpy as np
 from me_jax.analysis import bootstrap
 from me_jax.analysis import interventions as interventions_lib
 from me_jax.analysis import me_report
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 
 _CLAIM = (
@@ -77,8 +78,7 @@ def _increase(
 
 
 def _said(found: interventions_lib.Interventions, name: str) -> str:
-  increase = _increase(found, name)
-  return f'{increase.value:+.3f} ({increase.low:+.3f} to {increase.high:+.3f})'
+  return prose.interval(_increase(found, name))
 
 
 def _finding(found: interventions_lib.Interventions) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import math
 from typing import Any
 
@@ -12,6 +11,7 @@ from me_jax.analysis import me_report
 from me_jax.mitigation import outcome as outcome_lib
 from me_jax.mitigation import tune
 from me_jax.mitigation import wemask
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import maps as maps_lib
 from me_jax.plotting.sections import mitigation_dose
@@ -67,8 +67,12 @@ def _finding(
   if outcome.chosen is not None:
     said += _held_out(outcome, CHOSEN, 'On held-out texts it changes the loss')
     if judged.hurt:
-      said.append(f'It makes the model worse on {_and(judged.hurt)}.')
+      said.append(f'It makes the model worse on {prose.listed(judged.hurt)}.')
     said += _inside(outcome, CHOSEN)
+    if judged.helped and (lacking := verdict_lib.lacking(judged)):
+      said.append(
+        f'The claim does not hold as a whole: {prose.listed(lacking)}.'
+      )
   # What is chosen may be the published setting itself.
   if outcome.chosen is None or not _same(outcome):
     said += _held_out(
@@ -84,7 +88,7 @@ def _finding(
   few = [n for n, stock in outcome.stock.items() if stock.texts < _FEW]
   if few:
     said.append(
-      f'Fewer than {_FEW} texts: {_and(few)}. Such intervals say little, and '
+      f'Fewer than {_FEW} texts: {prose.listed(few)}. Such intervals say little, and '
       'one text says nothing about others, so it does not count.'
     )
   return said
@@ -93,7 +97,7 @@ def _finding(
 def _choice(outcome: outcome_lib.Outcome) -> str:
   """Says which mask was chosen, from how many and on what, or that none was."""
   count = outcome.tried
-  on = _and(
+  on = prose.listed(
     [
       f'{texts} {_KINDS.get(kind, kind)}{"s" * (texts != 1)}'
       for kind, texts in outcome.calibration.items()
@@ -111,7 +115,9 @@ def _choice(outcome: outcome_lib.Outcome) -> str:
     )
   target = 'chats' if tune.CHATS in outcome.calibration else 'plain text'
   best = words.ranked(outcome)[0]
-  changes = _and([f'{k} {words.number(x)}' for k, x in best.change.items()])
+  changes = prose.listed(
+    [f'{k} {prose.number(x, "+.4f")}' for k, x in best.change.items()]
+  )
   return (
     f'Nothing helps this model within the budget: none of {count} '
     f'mask{"s" * (count != 1)} tried on {on} lowers the loss of {target} while '
@@ -137,7 +143,7 @@ def _held_out(outcome: outcome_lib.Outcome, mask: str, start: str) -> list[str]:
   said = [
     f'{start} by '
     + '; '.join(
-      f'{words.interval(found[n].loss)} on {n} '
+      f'{prose.interval(found[n].loss, "+.4f")} on {n} '
       f'({_word(found[n].loss, outcome.stock[n].texts)})'
       for n in names
     )
@@ -148,7 +154,7 @@ def _held_out(outcome: outcome_lib.Outcome, mask: str, start: str) -> list[str]:
     said.append(
       'Of the answers alone, which may behave differently from whole chats: '
       + '; '.join(
-        f'{words.interval(found[n].answer)} on {n} '
+        f'{prose.interval(found[n].answer, "+.4f")} on {n} '
         f'({_word(found[n].answer, outcome.stock[n].texts)})'
         for n in chats
       )
@@ -189,7 +195,7 @@ def _inside(outcome: outcome_lib.Outcome, mask: str) -> list[str]:
 
 
 def _moves(before: float, after: float, form: str = '.4f') -> str:
-  first, second = words.number(before, form), words.number(after, form)
+  first, second = prose.number(before, form), prose.number(after, form)
   if not (math.isfinite(before) and math.isfinite(after)):
     return f'is {first} before and {second} after'
   if first == second:
@@ -204,10 +210,12 @@ def _control(
     return _in_the_sweep(outcome)
   which = ' that improve' if judged.helped else ''
   said = [
-    f'Mean over the held-out corpora{which} ({_and(judged.over)}): the chosen '
-    f'mask {words.number(judged.change)} nats per token; its controls, which '
+    f'Mean over the held-out corpora{which} ({prose.listed(judged.over)}): the chosen '
+    f'mask {prose.number(judged.change, "+.4f")} nats per token; its controls, which '
     'differ from it in one respect each: '
-    + '; '.join(f'{m} {words.number(x)}' for m, x in judged.controls.items())
+    + '; '.join(
+      f'{m} {prose.number(x, "+.4f")}' for m, x in judged.controls.items()
+    )
     + '.'
   ]
   nearest = min(judged.controls, key=judged.controls.__getitem__)
@@ -215,12 +223,14 @@ def _control(
   if judged.helped and less:
     said.append(
       f'Paired by text, the chosen mask less the nearest of them, {nearest}: '
-      + '; '.join(f'{words.interval(less[n])} on {n}' for n in judged.helped)
+      + '; '.join(
+        f'{prose.interval(less[n], "+.4f")} on {n}' for n in judged.helped
+      )
       + '.'
     )
   if judged.rivals:
     said.append(
-      f'It is not surely better than {_and(judged.rivals)} on each of these '
+      f'It is not surely better than {prose.listed(judged.rivals)} on each of these '
       'corpora, so the gain is not of this mask alone.'
     )
   elif judged.helped:
@@ -231,7 +241,7 @@ def _control(
   if random in outcome.internals:
     said.append(
       f'With {random} attention to the massive token is '
-      f'{words.number(outcome.internals[random].attention, ".3f")}.'
+      f'{prose.number(outcome.internals[random].attention, ".3f")}.'
     )
   return said
 
@@ -243,8 +253,9 @@ def _in_the_sweep(outcome: outcome_lib.Outcome) -> list[str]:
     trials = [t for t in outcome.dose if t.recipe.select == select]
     kinds = dict.fromkeys(kind for t in trials for kind in t.change)
     parts = [
-      f'{kind} {words.number(min(t.change.get(kind, math.inf) for t in trials))}'
+      f'{kind} {prose.number(least, "+.4f")}'
       for kind in kinds
+      for least in [min(t.change.get(kind, math.inf) for t in trials)]
     ]
     if parts:
       said.append(f'{words.SELECTIONS[select]}: {", ".join(parts)}')
@@ -263,12 +274,6 @@ def _same(outcome: outcome_lib.Outcome) -> bool:
   return outcome.changes.get(PAPER) is not None and (
     outcome.changes.get(CHOSEN) == outcome.changes[PAPER]
   )
-
-
-def _and(names: Sequence[str]) -> str:
-  if len(names) < 2:
-    return ''.join(names)
-  return f'{", ".join(names[:-1])} and {names[-1]}'
 
 
 def _numbers(

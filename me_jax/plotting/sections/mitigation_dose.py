@@ -9,6 +9,7 @@ import numpy as np
 
 from me_jax.mitigation import outcome as outcome_lib
 from me_jax.mitigation import tune
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import mitigation_tables as words
 
@@ -59,11 +60,11 @@ def figure(outcome: outcome_lib.Outcome) -> spec.Figure:
     best = min(lines, key=lambda s: np.nanmin(s.y))
     at = np.asarray(best.x)[int(np.nanargmin(best.y))]
     lowest = (
-      f'lowest with {best.label} at {at:g}, {words.number(low)}'
+      f'lowest with {best.label} at {at:g}, {prose.number(low, "+.4f")}'
       if low < 0
       else 'no mask lies below the stock model'
     )
-    said.append(f'{title}: {lowest}; highest {words.number(high)}.')
+    said.append(f'{title}: {lowest}; highest {prose.number(high, "+.4f")}.')
   return spec.Figure(
     name='mitigation-dose',
     title='How much is masked, and what it does to calibration texts',

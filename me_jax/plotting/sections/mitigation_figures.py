@@ -13,6 +13,7 @@ import numpy as np
 from me_jax.analysis import attention_maps
 from me_jax.mitigation import measure
 from me_jax.mitigation import outcome as outcome_lib
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import maps as maps_lib
 from me_jax.plotting.sections import mitigation_dose
@@ -82,7 +83,7 @@ def _held_out(outcome: outcome_lib.Outcome) -> spec.Figure:
   said = [
     f'{mask}: '
     + '; '.join(
-      f'{name} {words.interval(found.loss)}'
+      f'{name} {prose.interval(found.loss, "+.4f")}'
       for name, found in outcome.changes[mask].items()
     )
     + '.'
@@ -121,7 +122,10 @@ def _extent(outcome: outcome_lib.Outcome, mask: str) -> str:
   values = [value for value in values if math.isfinite(value)]
   if not values:
     return 'no number'
-  low, high = words.number(min(values)), words.number(max(values))
+  low, high = (
+    prose.number(min(values), '+.4f'),
+    prose.number(max(values), '+.4f'),
+  )
   return low if low == high else f'{low} to {high}'
 
 
@@ -224,8 +228,8 @@ def _attention(outcome: outcome_lib.Outcome) -> spec.Figure:
 
 def _seen(mask: str, found: measure.Internals) -> str:
   return (
-    f'{mask} attention {words.number(found.attention, ".3f")}, sink rate '
-    f'{words.number(found.sink_rate, ".3f")}'
+    f'{mask} attention {prose.number(found.attention, ".3f")}, sink rate '
+    f'{prose.number(found.sink_rate, ".3f")}'
   )
 
 

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 import itertools
 import math
 
-from me_jax.analysis import bootstrap
 from me_jax.mitigation import outcome as outcome_lib
 from me_jax.mitigation import tune
 from me_jax.mitigation import wemask
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 
 CHOSEN, STOCK = outcome_lib.CHOSEN, 'stock'
@@ -52,7 +52,13 @@ def tables(outcome: outcome_lib.Outcome) -> tuple[spec.Table, ...]:
       ),
       header=('less', *names),
       rows=tuple(
-        (mask, *(interval(found[n]) if n in found else '' for n in names))
+        (
+          mask,
+          *(
+            prose.interval(found[n], '+.4f') if n in found else ''
+            for n in names
+          ),
+        )
         for mask, found in outcome.less.items()
       ),
     ),
@@ -70,21 +76,6 @@ def tables(outcome: outcome_lib.Outcome) -> tuple[spec.Table, ...]:
   if outcome.chosen and len(set(outcome.chosen.recipe.strength)) > 1:
     found.append(_strengths(outcome.chosen.recipe))
   return tuple(table for table in found if table.rows)
-
-
-def number(value: float, form: str = '+.4f') -> str:
-  """Spells a number; what rounds to zero is zero."""
-  if not math.isfinite(value):
-    return 'no number'
-  return format(round(value, 4) + 0.0, form)
-
-
-def interval(found: bootstrap.Estimate, form: str = '+.4f') -> str:
-  """Spells an estimate with its interval; one text has none."""
-  if not math.isfinite(found.value) or found.low == found.high:
-    return number(found.value, form)
-  low, high = number(found.low, form), number(found.high, form)
-  return f'{number(found.value, form)} ({low} to {high})'
 
 
 def layers(which: Iterable[int]) -> str:
@@ -141,7 +132,7 @@ def _rows(
   form = '.4f' if which == 'kl' else '+.4f'
   rows = [
     (mask, *(
-      interval(getattr(found[name], which), form) if name in found else ''
+      prose.interval(getattr(found[name], which), form) if name in found else ''
       for name in names
     ))
     for mask, found in outcome.changes.items()
@@ -150,7 +141,7 @@ def _rows(
     return tuple(rows)
   losses = [getattr(outcome.stock[name], which) for name in names]
   return (
-    ('stock model: the loss itself', *(number(x, '.4f') for x in losses)),
+    ('stock model: the loss itself', *(prose.number(x, '.4f') for x in losses)),
     *rows,
   )
 
@@ -171,10 +162,10 @@ def _internals(outcome: outcome_lib.Outcome) -> spec.Table:
     rows=tuple(
       (
         mask,
-        number(found.attention, '.4f'),
-        number(found.sink_rate, '.4f'),
-        number(found.rigidity, '.4f'),
-        number(found.effective_rank, '.2f'),
+        prose.number(found.attention, '.4f'),
+        prose.number(found.sink_rate, '.4f'),
+        prose.number(found.rigidity, '.4f'),
+        prose.number(found.effective_rank, '.2f'),
         str(found.massive_texts),
       )
       for mask, found in outcome.internals.items()
@@ -203,7 +194,7 @@ def _trials(outcome: outcome_lib.Outcome) -> spec.Table:
         str(trial.recipe.count),
         layers(trial.recipe.layers).split(' ', 1)[1],
         strength(trial.recipe.strength),
-        *(number(trial.change.get(kind, math.nan)) for kind in kinds),
+        *(prose.number(trial.change.get(kind, math.nan), "+.4f") for kind in kinds),
         'yes' if within(trial, outcome.budget) else 'no',
       )
       for trial in best

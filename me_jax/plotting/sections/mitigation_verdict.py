@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from me_jax.mitigation import outcome as outcome_lib
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import mitigation_tables as words
 
@@ -122,14 +123,20 @@ def verdict(outcome: outcome_lib.Outcome, judged: Judged) -> spec.Verdict:
     return 'not tested'
   if not judged.helped:
     return 'does not hold'
-  if (
-    2 * len(judged.helped) >= len(judged.corpora)
-    and not judged.hurt
-    and judged.weaker
-    and judged.looser
-    # Without a control any mask might have done the same.
-    and judged.controls
-    and not judged.rivals
-  ):
-    return 'holds'
-  return 'in part'
+  return 'in part' if lacking(judged) else 'holds'
+
+
+def lacking(judged: Judged) -> list[str]:
+  """Says what keeps the claim from holding, where a mask helps at all."""
+  # Without a control any mask might have done the same.
+  said = {
+    'less than half of the corpora improve': (
+      2 * len(judged.helped) < len(judged.corpora)
+    ),
+    f'{prose.listed(judged.hurt)} get worse': judged.hurt,
+    'attention to the token does not fall': not judged.weaker,
+    'its rigidity does not fall': not judged.looser,
+    'no control was measured': not judged.controls,
+    f'not surely behind: {prose.listed(judged.rivals)}': judged.rivals,
+  }
+  return [what for what, so in said.items() if so]

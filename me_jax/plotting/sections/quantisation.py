@@ -7,6 +7,7 @@ from typing import NamedTuple
 from me_jax.analysis import me_report
 from me_jax.evaluation import quantisation
 from me_jax.evaluation import rounding
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import quantisation_figures as figures
 
@@ -207,7 +208,7 @@ def _relief_finding(
   said = []
   for variant, pairs in judged.relieved.items():
     changes = '; '.join(
-      f"'{name}' by {figures.said(found.relief[corpus][variant][name])} on "
+      f"'{name}' by {prose.interval(found.relief[corpus][variant][name])} on "
       f'{corpus}'
       for corpus, name in usable
     )
@@ -283,10 +284,10 @@ def _tables(found: quantisation.Quantisation) -> tuple[spec.Table, ...]:
           (
             _SAID.get(c.name, c.name),
             *(
-              figures.said(found.cost[corpus][v][c.name])
+              prose.interval(found.cost[corpus][v][c.name])
               for v in found.variants
             ),
-            *(figures.said(found.relief[corpus][v][c.name]) for v in others),
+            *(prose.interval(found.relief[corpus][v][c.name]) for v in others),
           )
           for c in found.conditions[1:]
         ),

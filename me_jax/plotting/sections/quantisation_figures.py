@@ -12,6 +12,7 @@ import numpy as np
 from me_jax.analysis import bootstrap
 from me_jax.evaluation import quantisation
 from me_jax.evaluation import rounding
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 
 _Values = Mapping[str, Mapping[str, Mapping[str, bootstrap.Estimate]]]
@@ -42,15 +43,9 @@ def each(
 ) -> str:
   """Says an estimate for every corpus."""
   return ' and '.join(
-    f'{said(values[corpus][variant][name])} on {corpus}'
+    f'{prose.interval(values[corpus][variant][name])} on {corpus}'
     for corpus in found.corpora
   )
-
-
-def said(estimate: bootstrap.Estimate) -> str:
-  """Returns an estimate with its interval in words."""
-  value, low, high = estimate
-  return f'{value:+.3f} ({low:+.3f} to {high:+.3f})'
 
 
 def _role(at: int) -> spec.Role:

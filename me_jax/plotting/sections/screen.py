@@ -9,6 +9,7 @@ import numpy as np
 
 from me_jax.analysis import me_report
 from me_jax.analysis import screen_report
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 
 _CLAIM = (
@@ -127,8 +128,8 @@ def _finding(
     right = [name for name, hit in hits.items() if hit]
     wrong = [name for name, hit in hits.items() if not hit]
     said.append(
-      f'Texts confirm the predicted {_and(right)}'
-      + (f', not the {_and(wrong)}.' if wrong else '.')
+      f'Texts confirm the predicted {prose.listed(right)}'
+      + (f', not the {prose.listed(wrong)}.' if wrong else '.')
       if right
       else 'Texts confirm nothing of it.'
     )
@@ -346,7 +347,3 @@ def _where(entry: screen_report.Entry) -> str:
 
 def _size(value: float) -> str:
   return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
-
-
-def _and(names: Sequence[str]) -> str:
-  return ' and '.join(filter(None, (', '.join(names[:-1]), names[-1])))

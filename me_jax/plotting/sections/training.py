@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from me_jax.analysis import me_report
+from me_jax.plotting import prose
 from me_jax.plotting import spec
-from me_jax.plotting.sections import mitigation_tables as words
 from me_jax.plotting.sections import training_curves as curves
 from me_jax.plotting.sections import training_figures as figures_lib
 from me_jax.plotting.sections import training_gates as gates_lib
@@ -122,9 +122,9 @@ def _change(one: compared_lib.HeldOut) -> str:
     guard = tables_lib.guarded(one)
     verdict_of_set += f'; guard of {one.guard:.4g}: {guard}'
   return (
-    f'{words.interval(one.change)} {one.unit} on {one.name}, from '
-    f'{words.number(one.before.value, ".4f")} to '
-    f'{words.number(one.after.value, ".4f")} ({verdict_of_set})'
+    f'{prose.interval(one.change, "+.4f")} {one.unit} on {one.name}, from '
+    f'{prose.number(one.before.value, ".4f")} to '
+    f'{prose.number(one.after.value, ".4f")} ({verdict_of_set})'
   )
 
 
@@ -159,12 +159,12 @@ def _training(run: rows_lib.Run) -> list[str]:
   said = []
   finite = raw.finite()
   if len(finite.y_n):
-    first, last = (words.number(y, '.4f') for y in curves.ends(raw))
+    first, last = (prose.number(y, '.4f') for y in curves.ends(raw))
     top = int(finite.y_n.argmax())
     said.append(
       f'The training loss goes from {first} to {last}'
       + (' (running median)' if curves.window(len(finite.y_n)) else '')
-      + f'; its highest is {words.number(finite.y_n[top], ".4f")} at step '
+      + f'; its highest is {prose.number(finite.y_n[top], ".4f")} at step '
       f'{finite.step_n[top]:,}.'
     )
   if missing:

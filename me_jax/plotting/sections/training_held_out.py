@@ -11,9 +11,9 @@ import math
 
 import numpy as np
 
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting import thinning
-from me_jax.plotting.sections import mitigation_tables as words
 from me_jax.plotting.sections import training_curves as curves
 from me_jax.plotting.sections import training_rows as rows_lib
 from me_jax.plotting.sections import training_tables as tables_lib
@@ -74,7 +74,9 @@ def figure(
       f' Over steps: bands are 95 % intervals {kind}. Look at where a set of the'
       ' task stops falling, and where another crosses its guard.'
     )
-  said = '; '.join(f'{o.name} {words.interval(o.change)}' for o in held_out)
+  said = '; '.join(
+    f'{o.name} {prose.interval(o.change, "+.4f")}' for o in held_out
+  )
   return spec.Figure(
     name='training-held-out',
     title='Loss on held-out texts',

@@ -8,12 +8,13 @@ Letters: n points of a curve.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import math
 from typing import NamedTuple
 
 from me_jax.analysis import readings as readings_lib
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import training_curves as curves
 from me_jax.plotting.sections import training_rows as rows_lib
@@ -179,7 +180,7 @@ def figure(run: rows_lib.Run) -> spec.Figure | None:
   )
   logs = [panel.title for panel in panels if panel.log_y]
   if logs:
-    caption += f' Logarithmic: {_listed(logs)}.'
+    caption += f' Logarithmic: {prose.listed(logs)}.'
   return spec.Figure(
     name='training-inside',
     title='Inside the model',
@@ -232,8 +233,3 @@ def _panel(one: Shown, found: dict[str, Measured]) -> spec.Chart:
   # From layer 0 on, so that its ticks are whole numbers.
   top = float(curve.finite().y_n.max())
   return dataclasses.replace(panel, y_range=(0.0, 1.2 * top + 1))
-
-
-def _listed(names: Iterable[str]) -> str:
-  *before, last = names
-  return f'{", ".join(before)} and {last}' if before else last

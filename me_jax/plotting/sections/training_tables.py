@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 import math
 
+from me_jax.plotting import prose
 from me_jax.plotting import spec
-from me_jax.plotting.sections import mitigation_tables as words
 from me_jax.plotting.sections import training_inside as inside_lib
 from me_jax.plotting.sections import training_rows as rows_lib
 from me_jax.training import compared as compared_lib
@@ -57,9 +57,9 @@ def _held_out(held_out: Sequence[compared_lib.HeldOut]) -> spec.Table:
       'on the task' if one.on_task else 'off the task',
       f'{one.texts:,}',
       f'{one.tokens:,}',
-      words.interval(one.before, '.4f'),
-      words.interval(one.after, '.4f'),
-      words.interval(one.change),
+      prose.interval(one.before, '.4f'),
+      prose.interval(one.after, '.4f'),
+      prose.interval(one.change, '+.4f'),
       judged(one),
       'none' if one.guard is None else f'{one.guard:.4g}',
       guarded(one),

@@ -272,8 +272,3 @@ def test_what_costs_plain_text_too_much_comes_after_what_does_not():
   )
   assert ranked[0].name == outcome.chosen.name
   assert ranked.index(costly) > 6
-
-
-def test_what_rounds_to_zero_has_no_sign():
-  assert mitigation_tables.number(-1e-6) == '+0.0000'
-  assert mitigation_tables.number(float('nan')) == 'no number'
