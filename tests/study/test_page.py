@@ -47,3 +47,44 @@ def test_templates_hold_no_numbers(module):
   for node in ast.walk(ast.parse(inspect.getsource(module))):
     if isinstance(node, ast.Constant) and isinstance(node.value, str):
       assert not re.search(r'\d', re.sub(_NAMES, '', node.value)), node.value
+
+
+_NUMBER = r'(?<![\w.,-])[+-]?\d[\d,]*(?:\.\d+)?(?![\w,-]*[A-Za-z])'
+
+
+def _numbers(text):
+  """Returns numbers by how they are written; a minus may be typeset."""
+  text = re.sub(r'\]\(.*?\)', '', text.replace('−', '-'))
+  return {n.strip('+,'): float(n.strip('+,').replace(',', ''))
+          for n in re.findall(_NUMBER, text)}  # fmt: skip
+
+
+def _quotes():
+  """Returns what README quotes of the page: a row or sentence, and its claim."""
+  text = (_ROOT / 'README.md').read_text()
+  rows = [line for line in text.splitlines() if line.startswith('|')]
+  prose = '\n'.join('' if n.startswith('|') else n for n in text.splitlines())
+  sentences = re.split(r'(?<=[.:])\s+(?=[A-Z`\[])|\n\n', prose)
+  return [
+    (part, name)
+    for part in (*rows, *sentences)
+    for name in re.findall(r'docs/study\.md#([\w-]+)', part)
+  ]
+
+
+@_written
+@pytest.mark.parametrize(('part', 'name'), _quotes())
+def test_what_readme_quotes_is_on_the_page(part, name):
+  page = _PAGE.read_text()
+  section = page.split(f'<a id="{name}"></a>')[1].split('<a id=')[0]
+  there = list(_numbers(section).values())
+  there += [100 * x for x in there]  # README may say it in per cent
+  quoted = _numbers(part)
+  for written, value in quoted.items():
+    digits = len(written.partition('.')[2])
+    near = 0.5001 * 10.0**-digits
+    assert any(abs(abs(x) - abs(value)) <= near for x in there), written
+  assert quoted
+  if part.startswith('|'):
+    verdict = part.split('|')[2].strip()
+    assert f'**{verdict}' in section.lower().replace('holds in part', 'in part')
