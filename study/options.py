@@ -9,13 +9,14 @@ import hashlib
 import os
 import pathlib
 import re
-from typing import Any, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 from me_jax import errors
 from me_jax.checkpoints import locate
 
 DEFAULT_MODEL = 'smollm2'
 DATA, OUT = 'path/to/sets', 'out/study'
+_PIECE = 1 << 22  # bytes of a file at a time
 
 
 class Parser(argparse.ArgumentParser):
@@ -135,16 +136,12 @@ def digests(options: Options) -> Digests:
 
 def _digest(path: pathlib.Path, suffixes: tuple[str, ...]) -> str:
   """Returns a hash of a file, or of a folder's files with these suffixes."""
-  if path.is_file():
-    return _of_file(path).hexdigest()[:16]
   found = hashlib.sha256()
-  for one in sorted(path.rglob('*')):
+  inside = [path] if path.is_file() else sorted(path.rglob('*'))
+  for one in inside:
     if one.is_file() and (not suffixes or one.suffix in suffixes):
       found.update(str(one.relative_to(path)).encode())
-      found.update(_of_file(one).digest())
+      with open(one, 'rb') as file:
+        while piece := file.read(_PIECE):
+          found.update(piece)
   return found.hexdigest()[:16]
-
-
-def _of_file(path: pathlib.Path) -> Any:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256')

@@ -27,3 +27,30 @@ def test_one_text_has_no_interval():
 )
 def test_lists_are_joined_as_sentences_do(parts, said):
   assert prose.listed(parts) == said
+
+
+@pytest.mark.parametrize(
+  ('which', 'said'),
+  [
+    ((), 'no layer'),
+    ((3,), 'layer 3'),
+    ((3, 4, 5), 'layers 3-5'),
+    ((1, 3, 4), 'layers 1, 3-4'),
+  ],
+)
+def test_runs_of_layers_are_said_by_their_ends(which, said):
+  assert prose.layers(which) == said
+
+
+@pytest.mark.parametrize(
+  ('change', 'texts', 'word'),
+  [
+    ((-1.0, -2.0, -0.1), 9, 'better'),
+    ((1.0, 0.1, 2.0), 9, 'worse'),
+    ((1.0, -0.1, 2.0), 9, 'no difference'),
+    ((1.0, 1.0, 1.0), 1, 'one text, no interval'),
+    ((float('nan'),) * 3, 9, 'no number'),
+  ],
+)
+def test_a_change_needs_its_whole_interval(change, texts, word):
+  assert prose.judged(bootstrap.Estimate(*change), texts) == word

@@ -9,6 +9,7 @@ import numpy as np
 
 from me_jax.analysis import diagnosis
 from me_jax.analysis import me_report
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import where as where_lib
 
@@ -75,14 +76,14 @@ def _finding(
   change = change_L[where.after].mean()
   said = (
     f"Of the vectors that attention receives of a text's tokens, the effective "
-    f'rank is {after:.2f} on average in {where_lib.spell(where.after)}; without '
+    f'rank is {after:.2f} on average in {prose.layers(where.after)}; without '
     f'the massive token it changes by {change:+.1%}.'
   )
   if not len(where.before):
     return ('holds' if change > _CHANGE else 'does not hold'), said
   early = np.append(where.before, where.before[-1] + 1)
   before = rank_L2[early, 0].mean()
-  said += f' In {where_lib.spell(early)} it is {before:.2f}.'
+  said += f' In {prose.layers(early)} it is {before:.2f}.'
   lower = after < (1 - _CHANGE) * before
   if lower and change > _CHANGE:
     return 'holds', said

@@ -5,12 +5,11 @@ Letters: L layers, Z = L + 1 states, D model width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from me_jax.analysis import me_report
 from me_jax.plotting import figures
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 
 _CLAIM = (
@@ -64,8 +63,8 @@ def _finding(report: me_report.MEReport) -> list[str]:
   """Says what was measured, a sentence at a time."""
   peak = report.peak
   largest = (
-    f'The largest |x| is {_size(peak.value)} after layer {peak.layer}, '
-    f'{_size(peak.ratio)} times the median there.'
+    f'The largest |x| is {prose.size(peak.value)} after layer {peak.layer}, '
+    f'{prose.size(peak.ratio)} times the median there.'
   )
   if report.verdict == 'none':
     return [
@@ -82,7 +81,7 @@ def _finding(report: me_report.MEReport) -> list[str]:
     ffn = report.shares.ffn[list(report.span)].sum()
     attn = report.shares.attn[list(report.span)].sum()
     said.append(
-      f'{_layers(report.span).capitalize()} wrote {spread.mean():.4f} of the '
+      f'{prose.layers(report.span).capitalize()} wrote {spread.mean():.4f} of the '
       f"massive token's largest state, and {spread.min():.4f} in the prompt with "
       f'the least: the FFN {_share(ffn)}, attention {_share(attn)}.'
     )
@@ -93,7 +92,7 @@ def _finding(report: me_report.MEReport) -> list[str]:
       f"In layer {report.layer} the token's norm grows {jump:,.1f}-fold."
     )
   if report.plateau:
-    said.append(f'The plateau lasts over {_layers(report.plateau)}.')
+    said.append(f'The plateau lasts over {prose.layers(report.plateau)}.')
   if report.channels:
     first = report.channels[0]
     said.append(
@@ -146,9 +145,9 @@ def _figures(report: me_report.MEReport) -> tuple[spec.Figure, ...]:
         'of the same prompts, which are the control.'
       ),
       alt=(
-        f'{token.capitalize()} reaches a mean |x| of {_size(top)} in channel '
+        f'{token.capitalize()} reaches a mean |x| of {prose.size(top)} in channel '
         f'{channel} after layer {state}; for ordinary tokens the largest mean is '
-        f'{_size(control)}. {place}'
+        f'{prose.size(control)}. {place}'
       ),
       panels=figures.ridges(report),
     ),
@@ -173,8 +172,8 @@ def _layers_alt(report: me_report.MEReport, token: str) -> str:
   best = int((ffn + attn).argmax())
   both = report.control.shares.attn + report.control.shares.ffn
   return (
-    f'The norm of {token} is {_size(report.norm[best])} before layer {best} and '
-    f'{_size(report.norm[best + 1])} after it. Layer {best} wrote the most of the '
+    f'The norm of {token} is {prose.size(report.norm[best])} before layer {best} and '
+    f'{prose.size(report.norm[best + 1])} after it. Layer {best} wrote the most of the '
     f'largest state: FFN {_share(ffn[best])}, attention {_share(attn[best])}. In '
     f'ordinary tokens the most that a layer wrote is {both.max():.3f}, layer '
     f'{int(both.argmax())}.'
@@ -235,11 +234,6 @@ def _share(share: float) -> str:
   return f'{round(float(share), 4) + 0.0:.4f}'
 
 
-def _size(value: float) -> str:
-  """Spells an activation: large ones in full, small ones in three digits."""
-  return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'
-
-
 def _of(count: int) -> str:
   return f', the first {_MOST_ROWS} of {count}' if count > _MOST_ROWS else ''
 
@@ -249,9 +243,3 @@ def _counts(layers: dict[int | None, int]) -> str:
   return ', '.join(
     f'{"none" if layer is None else layer} ({count})' for layer, count in ranked
   ) or '-'  # fmt: skip
-
-
-def _layers(layers: Sequence[int]) -> str:
-  """Spells a run of layers by its first and its last."""
-  first, last = layers[0], layers[-1]
-  return f'layer {first}' if first == last else f'layers {first} to {last}'

@@ -6,7 +6,6 @@ import math
 from typing import Any
 
 from me_jax.analysis import attention_maps
-from me_jax.analysis import bootstrap
 from me_jax.analysis import me_report
 from me_jax.mitigation import outcome as outcome_lib
 from me_jax.mitigation import tune
@@ -110,7 +109,7 @@ def _choice(outcome: outcome_lib.Outcome) -> str:
     return (
       f'Of {count} mask{"s" * (count != 1)} tried on {on} ({budget}), '
       f"'{outcome.chosen.name}' was chosen: {recipe.count} channels ({select}) "
-      f'in {words.layers(recipe.layers)}, strength '
+      f'in {prose.layers(recipe.layers)}, strength '
       f'{words.strength(recipe.strength)}, at {_tokens(recipe)}.'
     )
   target = 'chats' if tune.CHATS in outcome.calibration else 'plain text'
@@ -144,7 +143,7 @@ def _held_out(outcome: outcome_lib.Outcome, mask: str, start: str) -> list[str]:
     f'{start} by '
     + '; '.join(
       f'{prose.interval(found[n].loss, "+.4f")} on {n} '
-      f'({_word(found[n].loss, outcome.stock[n].texts)})'
+      f'({prose.judged(found[n].loss, outcome.stock[n].texts)})'
       for n in names
     )
     + ' nats per token.'
@@ -155,22 +154,12 @@ def _held_out(outcome: outcome_lib.Outcome, mask: str, start: str) -> list[str]:
       'Of the answers alone, which may behave differently from whole chats: '
       + '; '.join(
         f'{prose.interval(found[n].answer, "+.4f")} on {n} '
-        f'({_word(found[n].answer, outcome.stock[n].texts)})'
+        f'({prose.judged(found[n].answer, outcome.stock[n].texts)})'
         for n in chats
       )
       + '.'
     )
   return said
-
-
-def _word(change: bootstrap.Estimate, texts: int) -> str:
-  if not math.isfinite(change.value):
-    return 'not measured'
-  if texts < 2:
-    return 'one text, no interval'
-  if change.high < 0:
-    return 'better'
-  return 'worse' if change.low > 0 else 'no difference'
 
 
 def _inside(outcome: outcome_lib.Outcome, mask: str) -> list[str]:

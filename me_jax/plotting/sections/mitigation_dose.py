@@ -102,7 +102,7 @@ def _lines(
     counts = sorted(group)
     label = words.SELECTIONS.get(select, select)
     if len({key[0] for key in groups}) > 1:
-      label += f', {words.layers(where[0])}'
+      label += f', {prose.layers(where[0])}'
     control = select in CONTROLS
     lines.append(
       spec.Series(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import itertools
 import math
 
@@ -76,21 +76,6 @@ def tables(outcome: outcome_lib.Outcome) -> tuple[spec.Table, ...]:
   if outcome.chosen and len(set(outcome.chosen.recipe.strength)) > 1:
     found.append(_strengths(outcome.chosen.recipe))
   return tuple(table for table in found if table.rows)
-
-
-def layers(which: Iterable[int]) -> str:
-  """Spells layers, runs by their ends."""
-  runs: list[list[int]] = []
-  for layer in which:
-    if runs and layer == runs[-1][-1] + 1:
-      runs[-1].append(layer)
-    else:
-      runs.append([layer])
-  spelled = ', '.join(
-    f'{run[0]}' if len(run) == 1 else f'{run[0]}-{run[-1]}' for run in runs
-  )
-  one = len(runs) == 1 and len(runs[0]) == 1
-  return f'layer {spelled}' if one else f'layers {spelled}'
 
 
 def strength(values: Sequence[float]) -> str:
@@ -192,7 +177,7 @@ def _trials(outcome: outcome_lib.Outcome) -> spec.Table:
         + (' (chosen)' if outcome.chosen and trial.name == outcome.chosen.name
            else ''),
         str(trial.recipe.count),
-        layers(trial.recipe.layers).split(' ', 1)[1],
+        prose.layers(trial.recipe.layers).split(' ', 1)[1],
         strength(trial.recipe.strength),
         *(prose.number(trial.change.get(kind, math.nan), "+.4f") for kind in kinds),
         'yes' if within(trial, outcome.budget) else 'no',

@@ -13,6 +13,7 @@ import numpy as np
 from me_jax.analysis import diagnosis
 from me_jax.analysis import me_report
 from me_jax.analysis import rigidity
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import where as where_lib
 
@@ -65,13 +66,13 @@ def section(
   finding = (
     f'{inputs} different inputs (texts up to and including the token; equal '
     'ones count once, because a decoder gives them the same state). After '
-    f'{where_lib.spell(where.outputs)} the mean cosine between their states is '
+    f'{prose.layers(where.outputs)} the mean cosine between their states is '
     f'at least {_floor(least)}'
   )
   if len(where.after):
     finding += (
       ', and between the vectors that attention receives of the token in '
-      f'{where_lib.spell(where.after)} at least {_floor(seen)}'
+      f'{prose.layers(where.after)} at least {_floor(seen)}'
     )
   finding += (
     '; between its states after any two of these layers it is at least '
@@ -81,7 +82,7 @@ def section(
   )
   if len(where.before):
     finding += (
-      f' Before, in {where_lib.spell(where.before)}, the mean cosines of the '
+      f' Before, in {prose.layers(where.before)}, the mean cosines of the '
       f'states lie between {state_L[where.before].min():.3f} and '
       f'{state_L[where.before].max():.3f}.'
     )

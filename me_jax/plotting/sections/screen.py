@@ -149,14 +149,12 @@ def _control(screen: screen_report.Screen) -> str:
   said = (
     "The same rule on the same weights with each layer's neurons shuffled, so "
     'that gate, up and down rows no longer belong together, reaches '
-    f'{_size(best)}'
+    f'{prose.size(best)}'
   )
   if found is None:
-    return (
-      f'{said}; the weights as they are reach {_size(_best(screen.pairs))}.'
-    )
+    return f'{said}; the weights as they are reach {prose.size(_best(screen.pairs))}.'
   said += (
-    f'; the prediction has {_size(found.entry.score)}'
+    f'; the prediction has {prose.size(found.entry.score)}'
     if found.kind == 'writer and eraser'
     else ''
   )
@@ -194,8 +192,8 @@ def _figure(
     alt=(
       f'By the plain score the first observed neuron is {at(plain)}, by the '
       f'second score {at(pairs)}. The second score falls from '
-      f'{_size(_best(screen.pairs))}; that of shuffled weights starts at '
-      f'{_size(_best(screen.control_pairs))}.'
+      f'{prose.size(_best(screen.pairs))}; that of shuffled weights starts at '
+      f'{prose.size(_best(screen.control_pairs))}.'
     ),
     panels=(
       _chart('plain score', screen.plain, report),
@@ -269,7 +267,7 @@ def _tables(
               'and up', 'adds to a lone channel', 'role'),
       rows=tuple(
         (str(rank), str(e.layer), str(e.channel), str(e.neuron),
-         _size(e.score), f'{e.cosine:+.2f}', f'{e.answer:+,.0f}', e.role)
+         prose.size(e.score), f'{e.cosine:+.2f}', f'{e.answer:+,.0f}', e.role)
         for rank, e in _each_neuron(screen.plain)
       ),
     ),
@@ -279,7 +277,7 @@ def _tables(
               'erased later', 'most by layer'),
       rows=tuple(
         (str(rank), str(e.layer), str(e.channel), str(e.neuron),
-         _size(e.score), f'{e.amount:+,.0f}', _size(e.erased),
+         prose.size(e.score), f'{e.amount:+,.0f}', prose.size(e.erased),
          '-' if e.eraser_layer is None else str(e.eraser_layer))
         for rank, e in _each_neuron(screen.pairs)
       ),
@@ -343,7 +341,3 @@ def _best(entries: Sequence[screen_report.Entry]) -> float:
 
 def _where(entry: screen_report.Entry) -> str:
   return f'layer {entry.layer}, channel {entry.channel}, neuron {entry.neuron}'
-
-
-def _size(value: float) -> str:
-  return f'{value:,.0f}' if value >= 1000 else f'{value:.3g}'

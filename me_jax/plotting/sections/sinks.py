@@ -11,6 +11,7 @@ from me_jax.analysis import attention_maps
 from me_jax.analysis import diagnosis
 from me_jax.analysis import me_report
 from me_jax.analysis import sinks
+from me_jax.plotting import prose
 from me_jax.plotting import spec
 from me_jax.plotting.sections import maps as maps_lib
 from me_jax.plotting.sections import where as where_lib
@@ -71,7 +72,7 @@ def _finding(
   after = mean_L[where.after].mean()
   largest = found.largest[where.after].mean()
   said = (
-    f'On the plateau, in {where_lib.spell(where.after)}, the massive token gets '
+    f'On the plateau, in {prose.layers(where.after)}, the massive token gets '
     f'{after:.3f} of the attention on average over heads, more than '
     f'{sinks.SINK} in {rate_L[where.after].mean():.1%} of heads and texts, and '
     f'is the most attended token of {largest:.1%} of later queries.'
@@ -82,7 +83,7 @@ def _finding(
   early = np.append(where.before, where.before[-1] + 1)
   before, most = mean_L[early].mean(), int(early[mean_L[early].argmax()])
   said += (
-    f' In {where_lib.spell(early)}, whose input comes from before, it gets '
+    f' In {prose.layers(early)}, whose input comes from before, it gets '
     f'{before:.3f}; the most in layer {most}, {mean_L[most]:.3f}.'
   )
   verdict = 'does not hold'
@@ -269,7 +270,7 @@ def _tables(
     caption=(
       'Secondary sinks: other tokens whose state before the layer has a cosine '
       f'above {sinks.SECONDARY} to the massive one (arXiv 2512.22213), mean over '
-      f'{where_lib.spell(where.after)}.'
+      f'{prose.layers(where.after)}.'
     ),
     header=('tokens a text', 'attention to each'),
     rows=(

@@ -69,7 +69,9 @@ def verdict(held_out: Sequence[compared_lib.HeldOut]) -> spec.Verdict:
   ]
   if not task:
     return 'not tested'
-  better = [one for one in task if tables_lib.judged(one) == 'better']
+  better = [
+    one for one in task if prose.judged(one.change, one.texts) == 'better'
+  ]
   if not better:
     return 'does not hold'
   others = [one for one in held_out if not one.on_task]
@@ -78,7 +80,8 @@ def verdict(held_out: Sequence[compared_lib.HeldOut]) -> spec.Verdict:
     len(better) == len(task)
     and others
     and all(one.surely_kept for one in held_out if one.guard is not None)
-    and not {'worse', 'no number'} & {tables_lib.judged(o) for o in unguarded}
+    and not {'worse', 'no number'}
+    & {prose.judged(o.change, o.texts) for o in unguarded}
   )
   return 'holds' if whole else 'in part'
 
@@ -117,7 +120,7 @@ def _finding(
 
 
 def _change(one: compared_lib.HeldOut) -> str:
-  verdict_of_set = tables_lib.judged(one)
+  verdict_of_set = prose.judged(one.change, one.texts)
   if one.guard is not None:
     guard = tables_lib.guarded(one)
     verdict_of_set += f'; guard of {one.guard:.4g}: {guard}'
@@ -241,7 +244,7 @@ def _numbers(
   return me_report.plain({
     'held_out': [
       dataclasses.asdict(one)
-      | {'verdict': tables_lib.judged(one), 'guard_kept': one.kept}
+      | {'verdict': prose.judged(one.change, one.texts), 'guard_kept': one.kept}
       for one in held_out
     ],
     'last_step': run.last,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-import math
 
 from me_jax.plotting import prose
 from me_jax.plotting import spec
@@ -24,17 +23,6 @@ def unit(held_out: Sequence[compared_lib.HeldOut]) -> str:
   """Returns what losses are measured in, if it is the same for all."""
   units = {one.unit for one in held_out}
   return units.pop() if len(units) == 1 else 'each in its unit'
-
-
-def judged(one: compared_lib.HeldOut) -> str:
-  """Says what became of a set."""
-  if not math.isfinite(one.change.value):
-    return 'no number'
-  if one.texts < 2:
-    return 'one text, no interval'
-  if one.change.high < 0:
-    return 'better'
-  return 'worse' if one.change.low > 0 else 'no difference'
 
 
 def guarded(one: compared_lib.HeldOut) -> str:
@@ -60,7 +48,7 @@ def _held_out(held_out: Sequence[compared_lib.HeldOut]) -> spec.Table:
       prose.interval(one.before, '.4f'),
       prose.interval(one.after, '.4f'),
       prose.interval(one.change, '+.4f'),
-      judged(one),
+      prose.judged(one.change, one.texts),
       'none' if one.guard is None else f'{one.guard:.4g}',
       guarded(one),
     )

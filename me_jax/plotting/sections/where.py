@@ -53,12 +53,3 @@ def marks(layer: int | None, others: Iterable[int] = ()) -> dict[str, Any]:
   if layer is not None:
     return {'marks': (float(layer),), 'mark_label': 'ME Layer'}
   return {'marks': tuple(map(float, others)), 'mark_label': 'span'}
-
-
-def spell(layers: np.ndarray) -> str:
-  """Spells a run of layers."""
-  if not len(layers):
-    return 'no layer'
-  if len(layers) == 1:
-    return f'layer {layers[0]}'
-  return f'layers {layers[0]}-{layers[-1]}'

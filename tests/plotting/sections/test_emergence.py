@@ -53,7 +53,7 @@ def test_numbers_of_the_planted_model_are_in_the_words(reports):
   section = emergence.section(reports['single'])
   assert 'Layer 4 wrote 1.0002' in section.finding
   assert 'Channel 9 carries 100.0%' in section.finding
-  assert 'layers 4 to 7' in section.finding
+  assert 'layers 4-7' in section.finding
   captions = [table.caption for table in section.tables]
   neurons = section.tables[captions.index('FFN neurons that write the plateau')]
   assert neurons.rows[0][:2] == ('4', '7')
