@@ -92,7 +92,9 @@ def _finding(report: me_report.MEReport) -> list[str]:
       f"In layer {report.layer} the token's norm grows {jump:,.1f}-fold."
     )
   if report.plateau:
-    said.append(f'The plateau lasts over {prose.layers(report.plateau)}.')
+    first, last = report.plateau
+    over = prose.layers(range(first, last + 1))
+    said.append(f'The plateau lasts over {over}.')
   if report.channels:
     first = report.channels[0]
     said.append(
