@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 import pathlib
+import signal
 import sys
 from typing import Any
 
@@ -112,7 +113,13 @@ def main(
         f'there is no step {name!r}{errors.nearest(name, steps_lib.NAMES)};'
         f' steps: {", ".join(steps_lib.NAMES)}.'
       )
+  if flags.data:
+    sets = sorted(
+      {file for name in steps for file in steps_lib.SETS.get(name, ())}
+    )
+    options_lib.check_sets(flags.data, sets)
   page = pathlib.Path(flags.page)
+  options_lib.check_places(page, flags.out)
   if flags.quick and page.resolve() == pathlib.Path(page_lib.PAGE).resolve():
     raise errors.MeJaxError(
       f'--quick makes no results for {page_lib.PAGE}: give another --page.'
@@ -159,6 +166,8 @@ def main(
 
 
 if __name__ == '__main__':
+  # As after Ctrl-C, a step's seconds are kept.
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
   try:
     sys.exit(main())
   except errors.MeJaxError as error:

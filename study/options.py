@@ -112,6 +112,38 @@ def check(models: list[str], data: str | None) -> None:
     locate.locate(model)
 
 
+def check_sets(data: str, files: Iterable[str]) -> None:
+  """Sees that a folder holds the sets that steps ask for.
+
+  Raises:
+    MeJaxError: one lacks.
+  """
+  lacking = [file for file in files if not pathlib.Path(data, file).is_file()]
+  if lacking:
+    raise errors.MeJaxError(f'--data={data} lacks {", ".join(lacking)}.')
+
+
+def check_places(page: pathlib.Path, out: str) -> None:
+  """Sees before any work that results can be written.
+
+  Raises:
+    MeJaxError: a place is not one for a page, or for a folder.
+  """
+  if page.suffix != '.md':
+    raise errors.MeJaxError(
+      f'--page={page} does not end in .md: its figures go into a folder of the'
+      ' same name without it.'
+    )
+  for flag, path, folder in (
+    ('page', page, page.parent), ('out', pathlib.Path(out), pathlib.Path(out))
+  ):  # fmt: skip
+    there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+      raise errors.MeJaxError(f'cannot write --{flag}={path}: see {there}')
+  if page.is_dir():
+    raise errors.MeJaxError(f'--page={page} is a folder.')
+
+
 class Digests(NamedTuple):
   """Hashes of what the paths of a study hold.
 

@@ -58,8 +58,8 @@ _WORDS = {
     'the tuned mask',
     'Both act on the same token, in the layers after the emergence, and are '
     'measured on the same texts; the mask saw a few chats, to be chosen, and '
-    'gates were trained on many. What any other token does when it is trained '
-    'so stands under the claim before.',
+    'gates were trained on many. The claim before says what gates on another '
+    'token do.',
     'before',
   ),
   'mask-in-training': _Words(

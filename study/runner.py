@@ -165,8 +165,10 @@ def _launch(argv: list[str], log: Any) -> int:
   )
   try:
     return process.wait()
-  except KeyboardInterrupt:
-    # The terminal has told the step too; what it can save, it saves.
+  except BaseException as error:
+    # A terminal has told the step too; what it can save, it saves.
+    if not isinstance(error, KeyboardInterrupt):
+      process.terminate()
     process.wait()
     raise
 

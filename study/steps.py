@@ -185,6 +185,16 @@ _MAKERS = {
   'evaluate': _evaluate,
 }
 NAMES = tuple(_MAKERS)
+_LEARNT = (
+  'gsm8k/train.jsonl', 'gsm8k/test.jsonl', 'math500/test.jsonl',
+  'text/c4_demo.jsonl',
+)  # fmt: skip
+# What --data must hold for a step; others take what is there.
+SETS = {
+  **{name: _LEARNT for name in NAMES if name.startswith('train-')},
+  'tuned-mask': _LEARNT,
+  'evaluate': ('gsm8k/test.jsonl', 'mmlu/test.jsonl', 'xstest/prompts.csv'),
+}
 # Which step reads the files of which other.
 NEEDS = {
   'quantise': 'mitigate',

@@ -42,11 +42,11 @@ COUNTED = {
 }
 SUMMARY = (
   'Below, each claim has its rule beside it: when it *holds*, and when it holds *in '
-  'part*. Else it *does not hold here*; it is *not tested* where a step lacks, or '
-  'where a model has nothing to put it to. *Surely* means that the whole interval '
-  'lies on one side of zero; thresholds are of the value itself, and are ours. The '
-  'code of the rules is in `me_jax/plotting/sections` and, where runs are '
-  'compared, in `study/paired.py`.'
+  'part*. Else it *does not hold here*; it is *not tested* where a step was not '
+  'run, or where a model has nothing to put it to. *Surely* means that the whole '
+  'interval lies on one side of zero. Thresholds are ours, and apply to the value '
+  'measured, not to the ends of its interval. The code of the rules is in '
+  '`me_jax/plotting/sections` and, where runs are compared, in `study/paired.py`.'
 )
 GLOSSARY = (
   '**Residual stream**: the state of a token that each layer reads, and adds to, '
@@ -78,7 +78,8 @@ QUICK = (
 )
 METHODS = (
   'Every step is a command that a reader can give by itself; the study only '
-  'keeps its report. Results are those of the commands below, in this order.'
+  'keeps its report. Results are those of the commands below; `path/to/sets` and '
+  '`out/study` stand for the folders that `--data` and `--out` named.'
 )
 MACHINE = '{cores} cores ({cpu}), {memory} GiB of memory, {system}'
 MACHINES = (
@@ -144,6 +145,7 @@ AGAIN = (
   '`make study STUDY=--data=path/to/sets` goes on where it was stopped, and runs '
   'again only what was made by another command, with other versions or on other '
   'data. With `--steps` some are run, and the others stay on the page as they '
-  'are, as long as they belong together. `python -m study.page` writes this page '
-  'again from the extracts.'
+  'are, unless they are compared with, or have read, what is replaced. `--help` '
+  'names the steps and all flags. `python -m study.page` writes this page again '
+  'from the extracts.'
 )

@@ -118,7 +118,7 @@ def _check_installed() -> None:
   for module in ('lm_eval', 'math_verify'):
     if importlib.util.find_spec(module) is None:
       raise errors.MeJaxError(
-        f"{module} is not installed: pip install 'me-jax[eval]'."
+        f"{module} is not installed: pip install -e '.[eval]' in a checkout."
       )
 
 

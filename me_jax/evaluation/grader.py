@@ -92,7 +92,7 @@ class Grader:
       return self._process
     if importlib.util.find_spec('math_verify') is None:
       raise errors.MeJaxError(
-        "math_verify is not installed: pip install 'me-jax[eval]'."
+        "math_verify is not installed: pip install -e '.[eval]' in a checkout."
       )
     path = os.pathsep.join(
       filter(None, (str(_ROOT), os.environ.get('PYTHONPATH')))

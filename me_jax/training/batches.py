@@ -186,7 +186,7 @@ def _grain() -> Any:
     import grain
   except ImportError as error:
     raise errors.MeJaxError(
-      f"training needs grain ({error}): pip install 'me-jax[train]'"
+      f"training needs grain ({error}): pip install -e '.[train]' in a checkout"
     ) from error
   return grain
 

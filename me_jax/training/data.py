@@ -181,7 +181,7 @@ def _hub_rows(
   except ImportError as error:
     raise errors.MeJaxError(
       f"{place} is no file, and datasets of the hub need 'datasets' ({error}):"
-      " pip install 'me-jax[train]'"
+      " pip install -e '.[train]' in a checkout"
     ) from error
   try:
     found = datasets.load_dataset(name, configuration, split=split or 'train')

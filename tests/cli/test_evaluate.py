@@ -171,7 +171,7 @@ def test_what_is_not_installed_is_said(
 
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   assert cli.main(flags(model, data, tmp_path / 'out')) == 2
-  assert "pip install 'me-jax[eval]'" in capsys.readouterr().err
+  assert "pip install -e '.[eval]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

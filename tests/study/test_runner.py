@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
+import signal
 
 import pytest
 
@@ -106,6 +108,34 @@ def test_what_was_stopped_goes_on_where_it_was(options):
   assert launcher.asked and found['status'] == 'done'
   assert (options.folder / 'explain' / 'run' / 'part').exists()
   assert found['seconds'] >= card['seconds']
+
+
+def test_a_study_that_is_told_to_end_ends_its_step(options, tmp_path):
+  # A step that says which process it is, and then waits.
+  (tmp_path / 'waits.py').write_text(
+    'import os, pathlib, time\n'
+    f'pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))\n'
+    'time.sleep(60)\n'
+  )
+
+  def told(number, frame):
+    raise SystemExit(143)
+
+  before = signal.signal(signal.SIGALRM, told)
+  signal.setitimer(signal.ITIMER_REAL, 2)
+  try:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit):
+      patch.chdir(tmp_path)
+      step = dataclasses.replace(
+        steps_lib.make('explain', options), argv=('waits',)
+      )
+      runner.run(step, options, DIGESTS)
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+  assert runner.card(options.folder / 'explain')['seconds'] >= 1
+  with pytest.raises(ProcessLookupError):
+    os.kill(int((tmp_path / 'pid').read_text()), 0)
 
 
 def test_a_step_that_fails_says_why_and_is_tried_again(options):

@@ -29,6 +29,15 @@ def _run(tmp_path):
   return run
 
 
+def _sets(folder, text=''):
+  """Writes the files that steps ask for; returns the flag."""
+  for file in {file for files in steps_lib.SETS.values() for file in files}:
+    path = folder / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+  return f'--data={folder}'
+
+
 def test_all_steps_make_a_page(run, tmp_path):
   status, page, launcher = run()
   assert status == 0 and len(launcher.asked) == 9
@@ -94,8 +103,7 @@ def test_a_quick_run_leaves_real_results_alone(run, tmp_path):
 
 
 def test_built_in_texts_do_not_replace_results_on_public_sets(run, tmp_path):
-  (tmp_path / 'sets').mkdir()
-  page = run(f'--data={tmp_path / "sets"}')[1]
+  page = run(_sets(tmp_path / 'sets'))[1]
   with pytest.raises(errors.MeJaxError, match='give --data, or another --page'):
     run()
   assert (tmp_path / 'page.md').read_text() == page
@@ -108,7 +116,7 @@ def test_steps_of_a_page_stay_where_others_are_run_elsewhere(run, tmp_path):
   other = f'--out={tmp_path / "other"}'
   status, page, launcher = run('--steps=train-lora,train-lora-mask', other)
   assert status == 0 and len(launcher.asked) == 2
-  assert 'not run' not in page and '| train-lora | done |' in page
+  assert ': not run' not in page and '| train-lora | done |' in page
   # All else is as it was: only lines of the two steps are others.
   gone = set(first.splitlines()) - set(page.splitlines())
   assert all('lora' in n or 'loop' in n or 'claims' in n for n in gone), gone
@@ -185,11 +193,8 @@ def test_an_older_folder_does_not_replace_a_page(run, tmp_path):
 
 
 def test_no_step_stays_on_other_data(run, tmp_path):
-  for name in ('sets', 'others'):
-    (tmp_path / name).mkdir()
-    (tmp_path / name / 'a.txt').write_text(name)
-  run(f'--data={tmp_path / "sets"}')
-  other = [f'--data={tmp_path / "others"}']
+  run(_sets(tmp_path / 'sets', 'some'))
+  other = [_sets(tmp_path / 'others', 'others')]
   with pytest.raises(errors.MeJaxError, match='run mitigate, .*, too'):
     run('--steps=explain', *other)
 
@@ -241,6 +246,29 @@ def test_several_models_have_a_column_each(run, tmp_path):
   assert '| claim | of | `one` | `two` |' in page
   assert '#### two' in page and '--model=path/to/one' in page
   assert str(tmp_path) not in page
+
+
+@pytest.mark.parametrize(
+  ('flag', 'message'),
+  [
+    ('--page={tmp}/page', 'does not end in .md'),
+    ('--page={tmp}/file/page.md', 'cannot write --page'),
+    ('--page={tmp}/folder.md', 'is a folder'),
+    ('--out={tmp}/file', 'cannot write --out'),
+    ('--data={tmp}/folder.md', 'lacks gsm8k/test.jsonl, gsm8k/train.jsonl'),
+  ],
+)
+def test_where_nothing_can_be_read_or_written_nothing_is_run(
+  tmp_path, flag, message
+):
+  (tmp_path / 'file').touch()
+  (tmp_path / 'folder.md').mkdir()
+  given = [f'--out={tmp_path}/out', f'--page={tmp_path}/page.md']
+  launcher = study_steps.Launcher()
+  with pytest.raises(errors.MeJaxError, match=message):
+    study.main([*given, flag.format(tmp=tmp_path)], launch=launcher)
+  assert not launcher.asked
+  assert {p.name for p in tmp_path.iterdir()} == {'file', 'folder.md'}
 
 
 @pytest.mark.parametrize(

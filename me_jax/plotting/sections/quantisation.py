@@ -222,7 +222,7 @@ def _relief_finding(
     said.append(
       f'Not counted: {where}, where a rounded model loses more than the '
       f'{found.guessing:.1f} nats per token that giving all words the same '
-      'probability does; differences between models that broken say nothing.'
+      'probability does; how two such models differ says nothing.'
     )
   return said
 
