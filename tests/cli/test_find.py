@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pathlib
+import re
 import subprocess
 import sys
 
@@ -112,10 +114,28 @@ def test_a_model_that_keeps_its_mitigation(
   assert json.loads(path.read_text())['layer'] == 4
 
 
+def _rows(text):
+  return [line for line in text.splitlines() if re.match(r' +\d+  █', line)]
+
+
+def _cells(line):
+  """Returns the cells of a row of layers, what is too small to show as 0."""
+  return [0.0 if x == '·' else float(x.replace(',', '')) for x in
+          re.findall(r'(?<!\S)(?:·|[-\d][\d.,]*)(?!\S)', line)]  # fmt: skip
+
+
 @needs_default_model
-def test_the_default_model_is_the_textbook_case(tmp_path):
+def test_the_default_model_is_the_textbook_case(tmp_path, capsys):
   path = tmp_path / 'r.json'
   assert cli.main(['find', f'--json={path}']) == 0
+  # README shows some of what it says; the last digit may be another.
+  said = {line.split()[0]: line for line in _rows(capsys.readouterr().out)}
+  shown = _rows((pathlib.Path(__file__).parents[2] / 'README.md').read_text())
+  assert len(shown) > 10
+  for line in shown:
+    assert _cells(line) == pytest.approx(
+      _cells(said[line.split()[0]]), abs=2e-3, rel=1e-4
+    )
   report = json.loads(path.read_text())
   assert report['verdict'] == 'single'
   assert report['layer'] == 11 and report['span'] == [11]
