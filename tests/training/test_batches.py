@@ -251,5 +251,5 @@ def test_sources_must_be_alike():
 
 def test_without_grain_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'grain', None)
-  with pytest.raises(me_jax.MeJaxError, match=r"pip install 'me-jax\[train\]'"):
+  with pytest.raises(me_jax.MeJaxError, match=r"pip install -e '.\[train\]'"):
     make(source(3))

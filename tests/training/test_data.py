@@ -204,5 +204,5 @@ def test_a_hub_that_does_not_answer_is_one_line():
 
 def test_without_datasets_one_line_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, 'datasets', None)
-  with pytest.raises(me_jax.MeJaxError, match=r"pip install 'me-jax\[train\]'"):
+  with pytest.raises(me_jax.MeJaxError, match=r"pip install -e '.\[train\]'"):
     data.read('some/data', 'texts')
