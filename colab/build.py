@@ -5,8 +5,7 @@
 
 The .py files are what is written and reviewed. A notebook is its .py, executed
 from the top in a fresh kernel. It is refused if a cell fails, writes to stderr,
-or shows where it was run, and if it is too large. What is saved here must not take
-too long either; elsewhere that is only said, because machines differ.
+or shows where it was run, and if all of it takes too long or is too large.
 """
 
 from __future__ import annotations
@@ -171,19 +170,18 @@ def build(source: pathlib.Path, out: pathlib.Path) -> str:
   """Executes a notebook and writes it; returns a line on what came of it.
 
   Raises:
-    NotebookError: a cell fails, shows what it should not, or all of it is too
-      large or, where it is saved in this folder, takes too long.
+    NotebookError: a cell fails, shows what it should not, or all of it takes
+      too long or is too large.
   """
   notebook, seconds = execute(source)
   if found := problems(notebook):
     raise NotebookError('\n'.join(f'{source.name}, {x}' for x in found))
-  late = f'took {seconds:.0f} s, over {MOST_SECONDS} s'
-  late = late if seconds > MOST_SECONDS else ''
-  if late and out.resolve() == FOLDER:
-    raise NotebookError(f'{source.name}: {late}')
+  if seconds > MOST_SECONDS:
+    raise NotebookError(
+      f'{source.name}: took {seconds:.0f} s, over {MOST_SECONDS} s'
+    )
   size = write(notebook, out / f'{source.stem}.ipynb')
-  said = f'{source.stem:<28} {seconds:4.0f} s  {size / 1000:4.0f} kB'
-  return f'{said}  {late}'.rstrip()
+  return f'{source.stem:<28} {seconds:4.0f} s  {size / 1000:4.0f} kB'
 
 
 def _execute(

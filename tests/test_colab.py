@@ -175,17 +175,7 @@ def test_a_notebook_that_is_too_large_is_refused(tmp_path, monkeypatch):
   assert not list(tmp_path.iterdir())
 
 
-def test_a_notebook_that_is_too_slow_is_not_saved_beside_its_source(
-  tmp_path, monkeypatch
-):
+def test_a_notebook_that_is_too_slow_is_an_error(tmp_path, monkeypatch):
   monkeypatch.setattr(build, 'execute', lambda _: (shows('fine\n'), 181.0))
-  monkeypatch.setattr(build, 'FOLDER', tmp_path)
-  with pytest.raises(build.NotebookError, match='took 181 s, over 180 s'):
+  with pytest.raises(build.NotebookError, match='took 181 s'):
     build.build(tmp_path / '09_slow.py', tmp_path)
-  assert not list(tmp_path.iterdir())
-  # Elsewhere it is said: another machine may be slower.
-  out = tmp_path / 'out'
-  out.mkdir()
-  said = build.build(tmp_path / '09_slow.py', out)
-  assert said.endswith('took 181 s, over 180 s')
-  assert (out / '09_slow.ipynb').is_file()
