@@ -85,13 +85,15 @@ print(report.headline())
 
 samples = resources.files('me_jax.training').joinpath('samples/chats.jsonl')
 groups = {
-  'chats': prompts.read(samples)[:12],
-  'plain texts': [p for p in prompts.builtin() if isinstance(p, str)][:12],
+  'chats': prompts.read(samples)[:10],
+  'plain texts': [p for p in prompts.builtin() if isinstance(p, str)],
 }
 references = {}
 for name, texts in groups.items():
-  encoded = corpora.encode(lm.tokenizer, lm.config, texts, 12, 128)
-  laid_out = scoring.lay_out(encoded, bos_token_id=lm.config.bos_token_id)
+  encoded = corpora.encode(lm.tokenizer, lm.config, texts, len(texts), 128)
+  laid_out = scoring.lay_out(  # in long rows, which leave less room empty
+    encoded, bos_token_id=lm.config.bos_token_id, length=512
+  )
   references[name] = measure.reference(
     lm.model, lm.params, laid_out, chat=name == 'chats'
   )
@@ -189,7 +191,10 @@ table(
 # %%
 STRENGTHS = (0.25, 0.5, 1.0)
 by_strength = {
-  name: [changed(name, rate=0.5, strength=s) for s in STRENGTHS]
+  name: [
+    *(changed(name, rate=0.5, strength=s) for s in STRENGTHS[:-1]),
+    by_rate[name, 'largest weight (WeMask)'][RATES.index(0.5)],
+  ]
   for name in groups
 }
 show(

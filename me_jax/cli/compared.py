@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 import os
 from typing import Any, NamedTuple
 
@@ -48,8 +49,18 @@ def define(flags: absl_flags.FlagValues) -> None:
   )
 
 
-def load(flags: Any, progress: session.Progress) -> Models:
+def load(
+  flags: Any,
+  progress: session.Progress,
+  check: Callable[[Any, Any], None] = lambda tokenizer, config: None,
+) -> Models:
   """Loads what `--model` and `--mitigation` name.
+
+  Args:
+    flags: the verb's.
+    progress: shows what is done.
+    check: called with tokenizer and configuration before weights are read;
+      raises MeJaxError for flags that do not go with them.
 
   Raises:
     MeJaxError: one of them is not sound, has no tokenizer, or does not belong
@@ -76,6 +87,11 @@ def load(flags: Any, progress: session.Progress) -> Models:
         f' {other.config.vocab_size}, --model one of'
         f' {checkpoint.config.vocab_size}: they are not the same model.'
       )
+    if other.config != checkpoint.config:
+      raise errors.MeJaxError(
+        f'--mitigation={flags.mitigation} has another configuration than'
+        ' --model: they are not the same model.'
+      )
   session.keep_compiled()
   progress.step('loading weights', 0, 1)
   tokenizer = checkpoint.load_tokenizer()
@@ -83,6 +99,7 @@ def load(flags: Any, progress: session.Progress) -> Models:
     raise errors.MeJaxError(
       f'{flags.model} has no tokenizer: put its tokenizer.json beside it.'
     )
+  check(tokenizer, checkpoint.config)
   import jax.numpy as jnp
 
   from me_jax.models import decoder
@@ -97,11 +114,6 @@ def load(flags: Any, progress: session.Progress) -> Models:
   model = decoder.Decoder(checkpoint.config, dtype=dtype, param_dtype=dtype)
   params = {STOCK: checkpoint.load_params(flags.dtype)}
   if other is not None:
-    if other.config != checkpoint.config:
-      raise errors.MeJaxError(
-        f'--mitigation={flags.mitigation} has another configuration than'
-        ' --model: they are not the same model.'
-      )
     params[MITIGATED] = other.load_params(flags.dtype)
     if len({*map(params_lib.fingerprint, params.values())}) == 1:
       raise errors.MeJaxError(

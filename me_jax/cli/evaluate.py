@@ -46,15 +46,16 @@ def run(flags: absl_flags.FlagValues) -> None:
   from me_jax.plotting import report as report_lib
 
   if os.path.isfile(flags.out):
-    raise errors.MeJaxError(f'--out={flags.out} is a file, not a folder.')
+    raise errors.MeJaxError(f'--out={flags.out} is a file: name a folder.')
   folder = _folder(flags)
   limit = flags.limit or (None if flags.full else 8)
   most = flags.max_new_tokens or (None if flags.full else _SMOKE_TOKENS)
   configurations, corpora = _tasks(flags, folder, most, limit)
   report_lib.check_target(os.path.join(flags.out, _REPORT))
   with session.progress() as progress:
-    models = compared.load(flags, progress)
-    _check_lengths(models.config, configurations)
+    models = compared.load(
+      flags, progress, lambda _, config: _check_lengths(config, configurations)
+    )
     about = _about(flags, models, folder, configurations, corpora, limit, most)
     names = [compared.STOCK, compared.MITIGATED]
     run_lib.claim(flags.out, about, names, anew=flags.anew)

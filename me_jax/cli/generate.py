@@ -99,16 +99,10 @@ def run(flags: absl_flags.FlagValues) -> None:
       file=sys.stderr,
     )
   with session.progress() as progress:
-    models = compared.load(flags, progress)
-  chat = flags.chat == 'always' or (
-    flags.chat == 'auto' and bool(models.tokenizer.chat_template)
-  )
-  if chat and not models.tokenizer.chat_template:
-    raise errors.MeJaxError(
-      f'{flags.model} has no chat template: --chat=never goes on with texts.'
+    models = compared.load(
+      flags, progress, lambda *of_model: _check(flags, *of_model)
     )
-  if flags.system and not chat:
-    raise errors.MeJaxError('--system needs a chat template.')
+  chat = _is_chat(flags, models.tokenizer)
   settings |= {
     'seed': flags.seed,
     'max_new_tokens': flags.max_new_tokens,
@@ -135,6 +129,29 @@ def run(flags: absl_flags.FlagValues) -> None:
       said[name].append({'role': 'assistant', 'content': answers[name]})
     if len(answers) > 1:
       _beside(answers)
+
+
+def _is_chat(flags: Any, tokenizer: Any) -> bool:
+  """Says whether what is answered are chats."""
+  return flags.chat == 'always' or (
+    flags.chat == 'auto' and bool(tokenizer.chat_template)
+  )
+
+
+def _check(flags: Any, tokenizer: Any, config: Any) -> None:
+  """Raises MeJaxError for flags that do not go with the model."""
+  chat = _is_chat(flags, tokenizer)
+  if chat and not tokenizer.chat_template:
+    raise errors.MeJaxError(
+      f'{flags.model} has no chat template: --chat=never goes on with texts.'
+    )
+  if flags.system and not chat:
+    raise errors.MeJaxError('--system needs a chat template.')
+  if flags.max_new_tokens >= config.context_length:
+    raise errors.MeJaxError(
+      f'--max_new_tokens={flags.max_new_tokens} leaves no room for a prompt: the'
+      f' context is {config.context_length}.'
+    )
 
 
 def _prompts(flags: Any) -> Iterator[str]:

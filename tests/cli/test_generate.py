@@ -101,7 +101,8 @@ def test_two_models_side_by_side(model, tmp_path, capsys):
   [
     (['--chat=always'], 'no chat template'),
     (['--system=x'], '--system needs a chat template'),
-    (['--max_new_tokens=300'], 'exceed the context of 256'),
+    (['--max_new_tokens=256'], 'the context is 256'),
+    (['--max_new_tokens=255', '--prompt=a cat'], 'exceed the context of 256'),
     (['--temperature=-1'], 'temperature is -1'),
     (['--mitigation=nowhere'], 'nowhere'),
     (['--model=nowhere'], 'nowhere'),
@@ -114,3 +115,19 @@ def test_bad_input_gets_one_line(model, capsys, flags, message):
   assert cli.main(['generate', '--prompt=a', *flags]) == 2
   err = capsys.readouterr().err.splitlines()
   assert message in err[-1]
+
+
+@pytest.mark.parametrize(
+  'flag', ['--chat=always', '--system=x', '--max_new_tokens=300']
+)
+def test_weights_are_not_read_for_flags_that_cannot_be(
+  model, capsys, monkeypatch, flag
+):
+  from me_jax.checkpoints import load
+
+  def read(*_):
+    raise AssertionError('weights were read')
+
+  monkeypatch.setattr(load.Checkpoint, 'load_params', read)
+  assert cli.main(['generate', '--prompt=a', flag, f'--model={model}']) == 2
+  assert 'weights were read' not in capsys.readouterr().err
