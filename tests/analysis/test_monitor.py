@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +15,7 @@ from me_jax.models import batch as batch_lib
 from me_jax.models import sites
 from tests.support import chats
 from tests.support import planted
+from tests.support import processes
 from tests.support.planted import Plant
 
 SPIKE, LAYER = 9, 4
@@ -326,16 +323,5 @@ PROGRAM = """
 
 
 def test_eight_devices_read_what_one_reads():
-  done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(PROGRAM)],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = processes.run(PROGRAM)
   assert done.returncode == 0, done.stderr[-3000:]

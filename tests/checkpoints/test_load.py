@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import subprocess
 import sys
-import textwrap
 import time
 
 import jax
@@ -18,6 +15,7 @@ import pytest
 from me_jax import errors
 from me_jax.checkpoints import load
 from me_jax.models import params as params_lib
+from tests.support import processes
 
 
 def assert_same_tree(found, expected):
@@ -290,12 +288,8 @@ def test_peak_memory_stays_near_the_parameters(tiny, tmp_path):
   large = tiny.hf(
     tmp_path / 'large', weights, vocab_size=rows, intermediate_size=rows // 4
   )
-  result = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(MEMORY), small, large],
-    capture_output=True,
-    text=True,
-    check=True,
-  )
+  result = processes.run(MEMORY, small, large, devices=1)
+  assert result.returncode == 0, result.stderr
   # The bound is ours; loading file and parameters side by side gives 2.
   assert float(result.stdout) < 1.3
 
@@ -339,16 +333,7 @@ def test_devices_read_only_their_slices(tiny, tmp_path, form):
     source = tiny.gguf(tmp_path / 'm.gguf')
   else:
     source = tiny.hf(tmp_path / 'm')
-  result = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(SHARDED), source],
-    env={
-      **os.environ,
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-    },
-    capture_output=True,
-    text=True,
-  )
+  result = processes.run(SHARDED, source)
   assert result.returncode == 0, result.stderr
   assert int(result.stdout) == 2 * 64 * 32 // 8
 

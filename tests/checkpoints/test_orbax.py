@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
 import time
 
@@ -29,6 +28,7 @@ from me_jax.checkpoints import load
 from me_jax.checkpoints import orbax_commit
 from tests.support import folder as folder_lib
 from tests.support import planted
+from tests.support import processes
 
 
 def make(dtype='float32', seed=0, tokenizer=None):
@@ -53,21 +53,6 @@ def refused(action, *words):
   assert '\n' not in message and len(message) < 800
   for word in words:
     assert word in message, message
-
-
-def run(program, *arguments, devices=8):
-  return subprocess.Popen(
-    [sys.executable, '-c', textwrap.dedent(program), *map(str, arguments)],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
 
 
 @pytest.fixture(name='saved')
@@ -364,11 +349,10 @@ def test_whoever_is_killed_leaves_a_whole_folder(
   folder = tmp_path / 'm'
   if exists:
     me_jax.save(make(seed=1), folder)
-  process = run(
+  done = processes.run(
     KILLED.format(after=after), folder, stage, asynchronous, devices=1
   )
-  _, said = process.communicate(timeout=60)
-  assert process.returncode == -signal.SIGKILL, said[-2000:]
+  assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
   complete = stage == 'renaming' and after
   if complete or exists:
     expected = make() if complete else make(seed=1)
@@ -563,9 +547,8 @@ SHARDED = """
 
 
 def test_a_mesh_can_be_changed(tmp_path):
-  process = run(SHARDED, tmp_path / 'm')
-  _, said = process.communicate(timeout=120)
-  assert process.returncode == 0, said[-3000:]
+  done = processes.run(SHARDED, tmp_path / 'm')
+  assert done.returncode == 0, done.stderr[-3000:]
   assert_same(me_jax.load(tmp_path / 'm').params, make().params)
 
 
@@ -616,7 +599,7 @@ def test_two_processes_write_one_folder(tmp_path):
     probe.bind(('localhost', 0))
     port = probe.getsockname()[1]
   folder = tmp_path / 'm'
-  both = [run(PROCESSES, folder, port, n, devices=2) for n in range(2)]
+  both = [processes.start(PROCESSES, folder, port, n) for n in range(2)]
   said = [process.communicate(timeout=120) for process in both]
   for number, (out, err) in enumerate(said):
     assert f'done {number}' in out, err[-3000:]
@@ -633,9 +616,8 @@ def test_the_end_of_a_process_waits(tmp_path):
       from tests.checkpoints import test_orbax
       orbax.save(test_orbax.make(), sys.argv[1], asynchronous=True)
   """
-  process = run(program, tmp_path / 'm', devices=1)
-  _, said = process.communicate(timeout=60)
-  assert process.returncode == 0 and not said, said[-3000:]
+  done = processes.run(program, tmp_path / 'm', devices=1)
+  assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
   assert_same(me_jax.load(tmp_path / 'm').params, make().params)
 
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +16,7 @@ import me_jax
 from me_jax import errors
 from me_jax.checkpoints import load
 from tests.support import planted
+from tests.support import processes
 from tests.support import tiny as tiny_lib
 
 needs_torch = pytest.mark.skipif(
@@ -324,18 +322,7 @@ SHARDED = """
 
 
 def test_the_leaves_lie_where_the_others_do(tmp_path):
-  done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(SHARDED), str(tmp_path)],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = processes.run(SHARDED, str(tmp_path))
   assert done.returncode == 0, done.stderr[-3000:]
 
 

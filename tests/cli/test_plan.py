@@ -18,6 +18,7 @@ from me_jax.planning import compile as compile_lib
 from me_jax.planning import plan as plan_lib
 from me_jax.planning import planned as planned_lib
 from tests.support import plans
+from tests.support import processes
 
 ROOT = pathlib.Path(me_jax.__file__).parent.parent
 SMALL = ('--set=data.length=16', '--set=data.batch=4', '--what=step')
@@ -88,7 +89,7 @@ def test_a_search_names_the_flags_to_train_with(
 def test_a_cluster_is_planned_with_stand_ins(model, tmp_path):
   out = tmp_path / 'out'
   environment = dict(os.environ) | {
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'XLA_FLAGS': processes.xla_flags(2),
     'PYTHONPATH': str(ROOT),
   }
   config = ROOT / 'configs' / 'smollm2_sft_full.py'

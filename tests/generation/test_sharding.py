@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
+
+from tests.support import processes
 
 PROGRAM = """
     import sys
@@ -73,16 +70,5 @@ PROGRAM = """
 
 @pytest.mark.parametrize('scanned', [True, False])
 def test_eight_devices_generate_what_one_does(scanned):
-  done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(PROGRAM), repr(scanned)],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = processes.run(PROGRAM, repr(scanned))
   assert done.returncode == 0, done.stderr[-2000:]

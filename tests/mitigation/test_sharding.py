@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
+from tests.support import processes
 
 PROGRAM = """
     import jax
@@ -50,16 +47,5 @@ PROGRAM = """
 
 
 def test_eight_devices_give_what_one_gives():
-  done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(PROGRAM)],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = processes.run(PROGRAM)
   assert done.returncode == 0, done.stderr[-2000:]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
 
 from me_jax.models import config as config_lib
+from tests.support import processes
 
 PROGRAM = """
     import sys
@@ -67,16 +63,5 @@ FAMILIES = {
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_eight_devices_give_what_one_gives(family):
-  done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(PROGRAM), repr(FAMILIES[family])],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = processes.run(PROGRAM, repr(FAMILIES[family]))
   assert done.returncode == 0, done.stderr[-2000:]

@@ -8,9 +8,20 @@ import subprocess
 import sys
 import textwrap
 
+# Seconds after which a program is given up.
+_HANGS = 300
 
-def environment(**variables: str) -> dict[str, str]:
-  """Returns the environment of a process with two CPU devices, in no cluster."""
+
+def xla_flags(devices: int) -> str:
+  """Returns this process's flags of XLA, with as many CPU devices."""
+  count = '--xla_force_host_platform_device_count'
+  flags = os.environ.get('XLA_FLAGS', '').split()
+  kept = [flag for flag in flags if not flag.startswith(count)]
+  return ' '.join([*kept, f'{count}={devices}'])
+
+
+def environment(devices: int = 2, **variables: str) -> dict[str, str]:
+  """Returns the environment of a process with CPU devices, in no cluster."""
   kept = {
     name: value
     for name, value in os.environ.items()
@@ -20,7 +31,7 @@ def environment(**variables: str) -> dict[str, str]:
     'JAX_PLATFORMS': 'cpu',
     # As this one, or the last bit would be another.
     'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'XLA_FLAGS': xla_flags(devices),
     'PYTHONPATH': os.pathsep.join(sys.path),
     **variables,
   }
@@ -33,15 +44,29 @@ def free_address() -> str:
     return f'127.0.0.1:{one.getsockname()[1]}'
 
 
-def start(program: str, *arguments: object, **variables: str):
+def start(
+  program: str, *arguments: object, devices: int = 2, **variables: str
+) -> subprocess.Popen[str]:
   """Starts a Python program, indented or not, with pipes."""
   return subprocess.Popen(
     [sys.executable, '-c', textwrap.dedent(program), *map(str, arguments)],
-    env=environment(**variables),
+    env=environment(devices, **variables),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
+
+
+def run(
+  program: str, *arguments: object, devices: int = 8
+) -> subprocess.CompletedProcess[str]:
+  """Runs a Python program, indented or not; returns what came of it."""
+  process = start(program, *arguments, devices=devices)
+  try:
+    out, err = process.communicate(timeout=_HANGS)
+  finally:
+    process.kill()
+  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def pair(program: str, *arguments: object, timeout: int = 90) -> list[str]:

@@ -114,10 +114,7 @@ DEVICES = """
 def test_eight_devices_train_as_one_does(small, tmp_path):
   many, one = tmp_path / 'many', tmp_path / 'one'
   many.mkdir()
-  process = processes.start(
-    DEVICES, small, many,
-    XLA_FLAGS='--xla_force_host_platform_device_count=8',
-  )  # fmt: skip
+  process = processes.start(DEVICES, small, many, devices=8)
   told, said = process.communicate(timeout=300)
   assert process.returncode == 0, said[-3000:]
   for name, run in runs(small, False).items():

@@ -56,7 +56,7 @@ def test_a_command_that_is_killed_goes_on_as_if_it_had_not_been(
 
   def run(step: int, what: str, seconds: float = 0.0):
     process = processes.start(
-      PROGRAM, step, what, seconds, *argv, XLA_FLAGS='', XDG_CACHE_HOME=''
+      PROGRAM, step, what, seconds, *argv, devices=1, XDG_CACHE_HOME=''
     )
     told, said = process.communicate(timeout=300)
     return process.returncode, told, said

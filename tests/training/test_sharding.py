@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 import textwrap
 from types import SimpleNamespace
 
@@ -19,6 +16,7 @@ from me_jax.models import cache as cache_lib
 from me_jax.training import logprobs
 from me_jax.training import sharding
 from tests.support import planted
+from tests.support import processes
 
 
 def config(**fields):
@@ -383,22 +381,8 @@ SEQUENCE = """
   ids=['table', 'few key-value heads', 'sequence'],
 )
 def test_eight_devices_take_the_step_that_one_takes(given, and_so):
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-c',
-      textwrap.dedent(PROGRAM) + textwrap.dedent(and_so),
-      repr(given),
-    ],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
+  done = processes.run(
+    textwrap.dedent(PROGRAM) + textwrap.dedent(and_so), repr(given)
   )
   assert done.returncode == 0, done.stderr[-3000:]
   # What XLA says where it gathers an array only to cut it in another way.

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
-
 import pytest
+
+from tests.support import processes
 
 PROGRAM = """
     import dataclasses
@@ -74,16 +71,5 @@ PROGRAM = """
 
 @pytest.mark.parametrize('tied', [True, False])
 def test_eight_devices_give_what_one_gives_and_gather_a_chunk_at_a_time(tied):
-  done = subprocess.run(
-    [sys.executable, '-c', textwrap.dedent(PROGRAM), repr(tied)],
-    env=os.environ
-    | {
-      'JAX_PLATFORMS': 'cpu',
-      'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
-      'PYTHONPATH': os.pathsep.join(sys.path),
-    },
-    capture_output=True,
-    text=True,
-    check=False,
-  )
+  done = processes.run(PROGRAM, repr(tied))
   assert done.returncode == 0, done.stderr[-3000:]
