@@ -91,7 +91,7 @@ groups = {
 references = {}
 for name, texts in groups.items():
   encoded = corpora.encode(lm.tokenizer, lm.config, texts, len(texts), 128)
-  laid_out = scoring.lay_out(  # in long rows, which leave less room empty
+  laid_out = scoring.lay_out(  # two such rows are one pass
     encoded, bos_token_id=lm.config.bos_token_id, length=512
   )
   references[name] = measure.reference(
@@ -193,6 +193,7 @@ STRENGTHS = (0.25, 0.5, 1.0)
 by_strength = {
   name: [
     *(changed(name, rate=0.5, strength=s) for s in STRENGTHS[:-1]),
+    # Strength 1 was measured above.
     by_rate[name, 'largest weight (WeMask)'][RATES.index(0.5)],
   ]
   for name in groups

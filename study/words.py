@@ -62,11 +62,11 @@ GLOSSARY = (
   '**Attention sink**: a token that draws much attention whatever the text. Its '
   '**sink rate** is the share of heads and texts where it draws more than three '
   'tenths.',
-  '**Mask** (WeMask, of the paper): a factor, the strength, on some channels of '
-  'what attention receives of the massive token, in layers after the emergence; '
-  'no weight is trained. The published one takes the channels where the norm has '
-  'its largest weights |γ|. **Gates** are such factors for every channel, '
-  'trained. A mask is **baked** where a change of plain weights stands for it.',
+  '**Mask** (WeMask, of the paper): takes a share, its **strength**, of some '
+  'channels of what attention receives of the massive token, in layers after the '
+  'emergence; no weight is trained. The published one takes the channels where the '
+  'norm has its largest weights |γ|. **Gates** are factors on every channel of the '
+  'same, trained. A mask is **baked** where a change of plain weights stands for it.',
   '**Effective rank**: how many directions vectors fill, as the exponential of '
   'the entropy of their spectrum; **participation** counts them by squares.',
   '**Neutralised**: neurons are set to their mean over ordinary tokens; a norm is '
@@ -101,7 +101,8 @@ TEXTS_BUILTIN = (
 )
 NUMERICS = (
   'Numerics: {dtype}, matrix products in `{precision}` precision, attention by '
-  '{attention}, on {device}. Seed {seed} throughout, and one seed only.'
+  '{attention}, on {device}. Weights are those that the file of a model gives; a '
+  'GGUF may have rounded them. Seed {seed} throughout, and one seed only.'
 )
 INTERVALS = (
   'Intervals are 95 % bootstrap intervals over texts or items; differences are '
@@ -125,11 +126,16 @@ LIMITS = (
   '**Short runs, small sets.** Fine-tuning takes minutes to an hour here, and a '
   'task has at most some hundred items. A missing difference may be a lack of '
   'items: read the interval, not the word.',
-  '**Many readings.** Verdicts follow thresholds that are ours. They were written '
-  'before this run, but for two: that of rounding was changed after a first small '
-  'run, which it had called "does not hold", and that of the mask asks for less '
-  'rigidity, because the claim says so. Another threshold may '
+  '**Many readings.** Verdicts follow thresholds that are ours. Some were '
+  'changed after first results had been seen. That of rounding was, after a small '
+  'run that it had called "does not hold"; the others ask for more than they did: '
+  'that of the mask for less rigidity and for controls that are surely behind, '
+  'that of what attention receives for a change without the token, and that of '
+  'answers for four tasks. `CHANGELOG.md` tells of them. Another threshold may '
   'turn "in part" into another word; the numbers stand beside it.',
+  '**Two runs.** In tables of two runs, *before* is where the first of them '
+  'began, with its mask if it has one. LoRA is taught answers alone: what changes '
+  'on whole chats is the prompts, too.',
   '**What is chosen on chats may not be about chats.** The first token of a chat '
   'is always the same, and of plain text it is not: gains on chats can come from '
   'that constant beginning. Losses of answers alone, and the control token, '

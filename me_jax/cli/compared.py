@@ -52,7 +52,7 @@ def define(flags: absl_flags.FlagValues) -> None:
 def load(
   flags: Any,
   progress: session.Progress,
-  check: Callable[[Any, Any], None] = lambda tokenizer, config: None,
+  check: Callable[[Any, Any], None],
 ) -> Models:
   """Loads what `--model` and `--mitigation` name.
 
@@ -64,7 +64,7 @@ def load(
 
   Raises:
     MeJaxError: one of them is not sound, has no tokenizer, or does not belong
-      to the other.
+      to the other; or `check` says so.
   """
   from me_jax.checkpoints import load as load_lib
 

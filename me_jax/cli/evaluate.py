@@ -54,7 +54,9 @@ def run(flags: absl_flags.FlagValues) -> None:
   report_lib.check_target(os.path.join(flags.out, _REPORT))
   with session.progress() as progress:
     models = compared.load(
-      flags, progress, lambda _, config: _check_lengths(config, configurations)
+      flags,
+      progress,
+      check=lambda _, config: _check_lengths(config, configurations),
     )
     about = _about(flags, models, folder, configurations, corpora, limit, most)
     names = [compared.STOCK, compared.MITIGATED]

@@ -13,7 +13,7 @@ from me_jax.cli import session
 
 HELP = """\
 Measures what the paper claims about massive activations on a model, with a
-control for each claim, and writes a page that opens in any browser, offline:
+control for each claim, and writes a page that opens in a browser, offline:
 report.html, with report.json for every number and the figures as SVG and PNG."""
 
 _OUT = 'explain'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+import functools
 import sys
 from typing import Any
 
@@ -100,7 +101,7 @@ def run(flags: absl_flags.FlagValues) -> None:
     )
   with session.progress() as progress:
     models = compared.load(
-      flags, progress, lambda *of_model: _check(flags, *of_model)
+      flags, progress, check=functools.partial(_check, flags)
     )
   chat = _is_chat(flags, models.tokenizer)
   settings |= {

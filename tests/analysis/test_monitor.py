@@ -323,5 +323,5 @@ PROGRAM = """
 
 
 def test_eight_devices_read_what_one_reads():
-  done = processes.run(PROGRAM)
+  done = processes.run(PROGRAM, devices=8)
   assert done.returncode == 0, done.stderr[-3000:]

@@ -272,7 +272,7 @@ SHARDED = """
 
 
 def test_parameters_may_be_spread_over_devices(tmp_path):
-  done = processes.run(SHARDED, tmp_path / 'split')
+  done = processes.run(SHARDED, tmp_path / 'split', devices=8)
   assert done.returncode == 0, done.stderr[-3000:]
   me_jax.export(make(), tmp_path / 'whole')
   assert stored(tmp_path / 'split') == stored(tmp_path / 'whole')
@@ -304,7 +304,7 @@ def test_an_export_needs_little_memory_besides_the_parameters(tiny, tmp_path):
   rows = 1_000_000
   weights['model.embed_tokens.weight'] = np.ones((rows, 32), np.float32)
   large = tiny.hf(tmp_path / 'm', weights, vocab_size=rows)
-  done = processes.run(MEMORY, tmp_path, large, devices=1)
+  done = processes.run(MEMORY, tmp_path, large)
   assert done.returncode == 0, done.stderr[-2000:]
   # A second copy, in bfloat16, would be 0.5; the pieces of 24 MB are 0.2.
   assert float(done.stdout) < 0.3
@@ -439,7 +439,7 @@ KILLED = """
 def test_whoever_is_killed_leaves_the_old_folder(tmp_path):
   me_jax.export(make(seed=1), tmp_path / 'm')
   before = stored(tmp_path / 'm')
-  assert processes.run(KILLED, tmp_path / 'm', devices=1).returncode < 0
+  assert processes.run(KILLED, tmp_path / 'm').returncode < 0
   assert stored(tmp_path / 'm') == before
   assert len(os.listdir(tmp_path)) == 2
   me_jax.export(make(), tmp_path / 'm', overwrite=True)

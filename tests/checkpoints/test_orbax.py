@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -349,9 +348,7 @@ def test_whoever_is_killed_leaves_a_whole_folder(
   folder = tmp_path / 'm'
   if exists:
     me_jax.save(make(seed=1), folder)
-  done = processes.run(
-    KILLED.format(after=after), folder, stage, asynchronous, devices=1
-  )
+  done = processes.run(KILLED.format(after=after), folder, stage, asynchronous)
   assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
   complete = stage == 'renaming' and after
   if complete or exists:
@@ -547,7 +544,7 @@ SHARDED = """
 
 
 def test_a_mesh_can_be_changed(tmp_path):
-  done = processes.run(SHARDED, tmp_path / 'm')
+  done = processes.run(SHARDED, tmp_path / 'm', devices=8)
   assert done.returncode == 0, done.stderr[-3000:]
   assert_same(me_jax.load(tmp_path / 'm').params, make().params)
 
@@ -555,8 +552,8 @@ def test_a_mesh_can_be_changed(tmp_path):
 PROCESSES = """
     import os, sys
     import jax
-    folder, port, number = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    jax.distributed.initialize(f'localhost:{port}', 2, number)
+    number, address, folder = int(sys.argv[1]), *sys.argv[2:]
+    jax.distributed.initialize(address, 2, number)
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec as P
     import me_jax
@@ -595,14 +592,9 @@ PROCESSES = """
 
 
 def test_two_processes_write_one_folder(tmp_path):
-  with socket.socket() as probe:
-    probe.bind(('localhost', 0))
-    port = probe.getsockname()[1]
   folder = tmp_path / 'm'
-  both = [processes.start(PROCESSES, folder, port, n) for n in range(2)]
-  said = [process.communicate(timeout=120) for process in both]
-  for number, (out, err) in enumerate(said):
-    assert f'done {number}' in out, err[-3000:]
+  ends = processes.pair(PROCESSES, folder, timeout=120)
+  assert ends == ['done 0', 'done 1']
   lm = me_jax.load(folder)
   assert_same(lm.params, make().params)
   assert lm.tokenizer is not None
@@ -616,7 +608,7 @@ def test_the_end_of_a_process_waits(tmp_path):
       from tests.checkpoints import test_orbax
       orbax.save(test_orbax.make(), sys.argv[1], asynchronous=True)
   """
-  done = processes.run(program, tmp_path / 'm', devices=1)
+  done = processes.run(program, tmp_path / 'm')
   assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
   assert_same(me_jax.load(tmp_path / 'm').params, make().params)
 

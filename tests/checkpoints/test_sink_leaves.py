@@ -322,7 +322,7 @@ SHARDED = """
 
 
 def test_the_leaves_lie_where_the_others_do(tmp_path):
-  done = processes.run(SHARDED, str(tmp_path))
+  done = processes.run(SHARDED, tmp_path, devices=8)
   assert done.returncode == 0, done.stderr[-3000:]
 
 

@@ -174,13 +174,27 @@ def test_what_is_not_installed_is_said(
   assert "pip install -e '.[eval]'" in capsys.readouterr().err
 
 
+def test_answers_as_long_as_the_context_are_refused_before_weights_are_read(
+  model, data, tmp_path, capsys, monkeypatch
+):
+  from me_jax.checkpoints import load
+
+  def read(*_):
+    raise AssertionError('weights were read')
+
+  monkeypatch.setattr(load.Checkpoint, 'load_params', read)
+  more = ('--full', '--max_new_tokens=400')
+  assert cli.main(flags(model, data, tmp_path / 'out', *more)) == 2
+  assert 'the context is 256' in capsys.readouterr().err
+  assert not (tmp_path / 'out').exists()
+
+
 @pytest.mark.parametrize(
   ('more', 'message'),
   [
     (['--tasks=gsm8'], "did you mean 'gsm8k'"),
     (['--tasks=aime24'], 'aime24/test.jsonl, which is not there'),
     (['--data=nowhere'], 'is no folder'),
-    (['--full', '--max_new_tokens=400'], 'the context is 256'),
     (['--mitigation=nowhere'], 'nowhere'),
     (['--limit=0'], 'limit'),
   ],

@@ -124,18 +124,35 @@ def _cells(line):
           re.findall(r'(?<!\S)(?:·|[-\d][\d.,]*)(?!\S)', line)]  # fmt: skip
 
 
+def _below(text):
+  """Returns what stands below the table of layers, as words and as numbers."""
+  start = text.index('Layer 11 (layer 12 of 30)')
+  words = text[start:].split('```')[0].split()
+  numbers = [re.sub(r'[^\d.-]', '', word) for word in words]
+  return (
+    [re.sub(r'[\d.,+-]+', '', word) for word in words],
+    [float(x.strip('.')) for x in numbers if re.search(r'\d', x)],
+  )
+
+
 @needs_default_model
 def test_the_default_model_is_the_textbook_case(tmp_path, capsys):
   path = tmp_path / 'r.json'
   assert cli.main(['find', f'--json={path}']) == 0
   # README shows some of what it says; the last digit may be another.
-  said = {line.split()[0]: line for line in _rows(capsys.readouterr().out)}
-  shown = _rows((pathlib.Path(__file__).parents[2] / 'README.md').read_text())
+  out = capsys.readouterr().out
+  said = {line.split()[0]: line for line in _rows(out)}
+  readme = (pathlib.Path(__file__).parents[2] / 'README.md').read_text()
+  shown = _rows(readme)
   assert len(shown) > 10
   for line in shown:
     assert _cells(line) == pytest.approx(
       _cells(said[line.split()[0]]), abs=2e-3, rel=1e-4
     )
+  words, numbers = _below(out)
+  shown_words, shown_numbers = _below(readme)
+  assert len(words) > 50 and words == shown_words
+  assert numbers == pytest.approx(shown_numbers, abs=2e-3, rel=1e-4)
   report = json.loads(path.read_text())
   assert report['verdict'] == 'single'
   assert report['layer'] == 11 and report['span'] == [11]

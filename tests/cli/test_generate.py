@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 
@@ -9,6 +10,7 @@ import jax
 import pytest
 
 from me_jax import cli
+from me_jax.checkpoints import load
 from me_jax.mitigation import wemask
 from tests.support import folder as folder_lib
 from tests.support import planted
@@ -118,16 +120,25 @@ def test_bad_input_gets_one_line(model, capsys, flags, message):
 
 
 @pytest.mark.parametrize(
-  'flag', ['--chat=always', '--system=x', '--max_new_tokens=300']
+  ('flag', 'message'),
+  [
+    ('--chat=always', 'no chat template'),
+    ('--system=x', '--system needs a chat template'),
+    ('--max_new_tokens=300', 'the context is 256'),
+    ('--mitigation={other}', 'another configuration than --model'),
+  ],
 )
 def test_weights_are_not_read_for_flags_that_cannot_be(
-  model, capsys, monkeypatch, flag
+  model, tmp_path, capsys, monkeypatch, flag, message
 ):
-  from me_jax.checkpoints import load
+  stock, params = planted.build(planted.VERDICTS['single'])
+  config = dataclasses.replace(stock.config, rms_norm_eps=1e-3)
+  other = folder_lib.write(stock.clone(config=config), params, tmp_path)
 
   def read(*_):
     raise AssertionError('weights were read')
 
   monkeypatch.setattr(load.Checkpoint, 'load_params', read)
+  flag = flag.format(other=other)
   assert cli.main(['generate', '--prompt=a', flag, f'--model={model}']) == 2
-  assert 'weights were read' not in capsys.readouterr().err
+  assert message in capsys.readouterr().err

@@ -88,10 +88,7 @@ def test_a_search_names_the_flags_to_train_with(
 
 def test_a_cluster_is_planned_with_stand_ins(model, tmp_path):
   out = tmp_path / 'out'
-  environment = dict(os.environ) | {
-    'XLA_FLAGS': processes.xla_flags(2),
-    'PYTHONPATH': str(ROOT),
-  }
+  environment = processes.environment(2, PYTHONPATH=str(ROOT))
   config = ROOT / 'configs' / 'smollm2_sft_full.py'
   done = subprocess.run(
     [

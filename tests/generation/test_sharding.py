@@ -70,5 +70,5 @@ PROGRAM = """
 
 @pytest.mark.parametrize('scanned', [True, False])
 def test_eight_devices_generate_what_one_does(scanned):
-  done = processes.run(PROGRAM, repr(scanned))
+  done = processes.run(PROGRAM, repr(scanned), devices=8)
   assert done.returncode == 0, done.stderr[-2000:]

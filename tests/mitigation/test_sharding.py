@@ -47,5 +47,5 @@ PROGRAM = """
 
 
 def test_eight_devices_give_what_one_gives():
-  done = processes.run(PROGRAM)
+  done = processes.run(PROGRAM, devices=8)
   assert done.returncode == 0, done.stderr[-2000:]

@@ -63,5 +63,5 @@ FAMILIES = {
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_eight_devices_give_what_one_gives(family):
-  done = processes.run(PROGRAM, repr(FAMILIES[family]))
+  done = processes.run(PROGRAM, repr(FAMILIES[family]), devices=8)
   assert done.returncode == 0, done.stderr[-2000:]

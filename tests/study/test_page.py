@@ -88,3 +88,14 @@ def test_what_readme_quotes_is_on_the_page(part, name):
   if part.startswith('|'):
     verdict = part.split('|')[2].strip()
     assert f'**{verdict}' in section.lower().replace('holds in part', 'in part')
+
+
+@_written
+def test_the_table_of_masks_in_readme_is_the_pages():
+  readme = (_ROOT / 'README.md').read_text()
+  table = readme.split('| change of loss, nats per token |')[1].split('\n\n')[0]
+  rows = table.splitlines()[2:]
+  section = _PAGE.read_text().split('<a id="mitigation"></a>')[1]
+  assert len(rows) > 5
+  for row in rows:
+    assert row in section.split('<a id=')[0].splitlines()

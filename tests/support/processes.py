@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 import os
 import socket
 import subprocess
@@ -10,6 +11,11 @@ import textwrap
 
 # Seconds after which a program is given up.
 _HANGS = 300
+# What tells a process that it belongs to others.
+_CLUSTER = (
+  'SLURM_', 'OMPI_', 'KUBERNETES_', 'JAX_COORDINATOR_', 'JAX_NUM_PROCESSES',
+  'JAX_PROCESS_ID', 'JAX_LOCAL_DEVICE_IDS',
+)  # fmt: skip
 
 
 def xla_flags(devices: int) -> str:
@@ -20,17 +26,20 @@ def xla_flags(devices: int) -> str:
   return ' '.join([*kept, f'{count}={devices}'])
 
 
-def environment(devices: int = 2, **variables: str) -> dict[str, str]:
-  """Returns the environment of a process with CPU devices, in no cluster."""
+def environment(devices: int = 1, **variables: str) -> dict[str, str]:
+  """Returns the environment of a process in no cluster.
+
+  Args:
+    devices: CPU devices that it has.
+    **variables: others, or other values.
+  """
   kept = {
     name: value
     for name, value in os.environ.items()
-    if not name.startswith(('SLURM_', 'OMPI_', 'KUBERNETES_', 'JAX_'))
+    if not name.startswith(_CLUSTER)
   }
   return kept | {
     'JAX_PLATFORMS': 'cpu',
-    # As this one, or the last bit would be another.
-    'JAX_DISABLE_MOST_OPTIMIZATIONS': '1',
     'XLA_FLAGS': xla_flags(devices),
     'PYTHONPATH': os.pathsep.join(sys.path),
     **variables,
@@ -45,11 +54,18 @@ def free_address() -> str:
 
 
 def start(
-  program: str, *arguments: object, devices: int = 2, **variables: str
+  program: str, *arguments: object, devices: int = 1, **variables: str
 ) -> subprocess.Popen[str]:
-  """Starts a Python program, indented or not, with pipes."""
+  """Starts a Python program, indented or not, with pipes.
+
+  Args:
+    program: its code.
+    *arguments: of its command line.
+    devices: CPU devices that it has.
+    **variables: of its environment.
+  """
   return subprocess.Popen(
-    [sys.executable, '-c', textwrap.dedent(program), *map(str, arguments)],
+    _command(program, arguments),
     env=environment(devices, **variables),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -58,19 +74,23 @@ def start(
 
 
 def run(
-  program: str, *arguments: object, devices: int = 8
+  program: str, *arguments: object, devices: int = 1, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-  """Runs a Python program, indented or not; returns what came of it."""
-  process = start(program, *arguments, devices=devices)
-  try:
-    out, err = process.communicate(timeout=_HANGS)
-  finally:
-    process.kill()
-  return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+  """Runs a Python program to its end; as `start`."""
+  return subprocess.run(
+    _command(program, arguments),
+    env=environment(devices, **variables),
+    capture_output=True,
+    text=True,
+    timeout=_HANGS,
+    check=False,
+  )
 
 
 def pair(program: str, *arguments: object, timeout: int = 90) -> list[str]:
   """Runs a program twice at once; returns the last line that each prints.
+
+  Each process has two devices.
 
   Args:
     program: gets an index, 0 or 1, and the address of process 0.
@@ -78,14 +98,29 @@ def pair(program: str, *arguments: object, timeout: int = 90) -> list[str]:
     timeout: seconds for both.
   """
   address = free_address()
-  runs = [start(program, index, address, *arguments) for index in range(2)]
+  return together(
+    [
+      start(program, index, address, *arguments, devices=2)
+      for index in range(2)
+    ],
+    timeout,
+  )
+
+
+def together(runs: Sequence[subprocess.Popen[str]], timeout: int) -> list[str]:
+  """Waits for processes that need each other, as `pair`."""
   try:
     ends = [run.communicate(timeout=timeout) for run in runs]
   finally:
     for run in runs:
       run.kill()
-  assert [run.returncode for run in runs] == [0, 0], '\n'.join(
+  assert [run.returncode for run in runs] == [0] * len(runs), '\n'.join(
     err[-2000:] for _, err in ends
   )
   # Gloo prints there, too.
   return [out.splitlines()[-1] for out, _ in ends]
+
+
+def _command(program: str, arguments: Sequence[object]) -> list[str]:
+  code = textwrap.dedent(program)
+  return [sys.executable, '-c', code, *map(str, arguments)]

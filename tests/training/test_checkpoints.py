@@ -291,9 +291,8 @@ KILLED = """
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_what_a_killed_process_has_begun_is_no_checkpoint(folder, when):
-  process = processes.start(KILLED, folder, when)
-  _, said = process.communicate(timeout=60)
-  assert process.returncode == -signal.SIGKILL, said[-2000:]
+  done = processes.run(KILLED, folder, when)
+  assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
   assert len(os.listdir(folder)) == 2
   said = Said()
   with checkpoints_lib.Checkpoints(folder, warn=said) as checkpoints:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-import textwrap
 
 import jax
 import pytest
@@ -105,25 +102,12 @@ def test_two_processes_hold_parts_of_the_same_arrays():
     'JAX_PROCESS_ID': '0',
   }
   runs = [
-    subprocess.Popen(
-      [sys.executable, '-c', textwrap.dedent(PROGRAM), str(index), address],
-      env=processes.environment(**({} if index else variables)),
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+    processes.start(
+      PROGRAM, index, address, devices=2, **({} if index else variables)
     )
     for index in range(2)
   ]
-  try:
-    ends = [run.communicate(timeout=300) for run in runs]
-  finally:
-    for run in runs:
-      run.kill()
-  assert [run.returncode for run in runs] == [0, 0], '\n'.join(
-    err[-2000:] for _, err in ends
-  )
-  # Gloo prints there, too.
-  last = [out.splitlines()[-1] for out, _ in ends]
+  last = processes.together(runs, 300)
   assert last[0] == last[1]
   assert last[0].startswith('done')
 

@@ -114,9 +114,8 @@ DEVICES = """
 def test_eight_devices_train_as_one_does(small, tmp_path):
   many, one = tmp_path / 'many', tmp_path / 'one'
   many.mkdir()
-  process = processes.start(DEVICES, small, many, devices=8)
-  told, said = process.communicate(timeout=300)
-  assert process.returncode == 0, said[-3000:]
+  done = processes.run(DEVICES, small, many, devices=8)
+  assert done.returncode == 0, done.stderr[-3000:]
   for name, run in runs(small, False).items():
     result = small_run.train(run, one / name)
     assert_close(many / name, one / name, STEPS)

@@ -55,11 +55,8 @@ def test_a_command_that_is_killed_goes_on_as_if_it_had_not_been(
   ]  # fmt: skip
 
   def run(step: int, what: str, seconds: float = 0.0):
-    process = processes.start(
-      PROGRAM, step, what, seconds, *argv, devices=1, XDG_CACHE_HOME=''
-    )
-    told, said = process.communicate(timeout=300)
-    return process.returncode, told, said
+    done = processes.run(PROGRAM, step, what, seconds, *argv, XDG_CACHE_HOME='')
+    return done.returncode, done.stdout, done.stderr
 
   random = np.random.default_rng(0)
   for number in range(3):

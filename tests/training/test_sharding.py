@@ -382,7 +382,7 @@ SEQUENCE = """
 )
 def test_eight_devices_take_the_step_that_one_takes(given, and_so):
   done = processes.run(
-    textwrap.dedent(PROGRAM) + textwrap.dedent(and_so), repr(given)
+    textwrap.dedent(PROGRAM) + textwrap.dedent(and_so), repr(given), devices=8
   )
   assert done.returncode == 0, done.stderr[-3000:]
   # What XLA says where it gathers an array only to cut it in another way.

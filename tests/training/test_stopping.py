@@ -45,9 +45,8 @@ def test_a_second_one_ends_at_once_as_before(first, request):
           os.kill(os.getpid(), signal.SIGTERM)
         print('still here')
   """
-  process = processes.start(code)
-  out, err = process.communicate(timeout=60)
-  assert process.returncode == -signal.SIGTERM and not out, err
+  done = processes.run(code)
+  assert done.returncode == -signal.SIGTERM and not done.stdout, done.stderr
 
 
 def test_another_thread_leaves_signals_alone():

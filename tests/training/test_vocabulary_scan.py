@@ -71,5 +71,5 @@ PROGRAM = """
 
 @pytest.mark.parametrize('tied', [True, False])
 def test_eight_devices_give_what_one_gives_and_gather_a_chunk_at_a_time(tied):
-  done = processes.run(PROGRAM, repr(tied))
+  done = processes.run(PROGRAM, repr(tied), devices=8)
   assert done.returncode == 0, done.stderr[-3000:]
