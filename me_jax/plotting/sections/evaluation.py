@@ -65,11 +65,19 @@ def name(one: compare.Compared, labels: Mapping[str, str]) -> str:
 def spelt(
   found: bootstrap.Estimate | None, metric: tasks.Metric, sign: str = ''
 ) -> str:
-  """Spells an estimate: shares in per cent, other numbers as they are."""
+  """Spells an estimate: shares in per cent, other numbers as they are.
+
+  Args:
+    found: the estimate.
+    metric: that it is of.
+    sign: '+' for a difference, which of shares is in percentage points.
+  """
   if found is None:
     return ''
   share = metric.unit == '%'
   factor, form, unit = (100, '.1f', ' %') if share else (1, '.3f', '')
+  if share and sign:
+    unit = ' points'
   value, low, high = (format(factor * x, sign + form) for x in found)
   return f'{value}{unit} ({low} to {high})'
 

@@ -72,6 +72,6 @@ def test_a_warning_comes_first_and_shares_are_in_percent():
     [one('gsm8k', MORE)], {'gsm8k': 'GSM8K'}, {}, 'These are no scores.'
   )
   assert section.finding.startswith(
-    'These are no scores. Better: GSM8K (+40.0 %'
+    'These are no scores. Better: GSM8K (+40.0 points'
   )
   assert section.tables[0].rows[0][2].startswith('20.0 % (')
