@@ -180,6 +180,8 @@ def put(found, verb, flags):
       continue
     value = flags[name].value
     path = pathlib.Path(value)
+    if path.is_symlink():  # of an earlier command
+      path.unlink()
     if value in ('smollm2', 'wemask', 'hub') or path.exists():
       continue
     assert not path.is_absolute(), f'--{name}={value}'

@@ -126,12 +126,11 @@ def _cells(line):
 
 def _below(text):
   """Returns what stands below the table of layers, as words and as numbers."""
-  start = text.index('Layer 11 (layer 12 of 30)')
-  words = text[start:].split('```')[0].split()
-  numbers = [re.sub(r'[^\d.-]', '', word) for word in words]
+  below = text[text.index('Layer 11 (layer 12 of 30)') :].split('```')[0]
+  number = r'-?\d[\d,]*(?:\.\d+)?'
   return (
-    [re.sub(r'[\d.,+-]+', '', word) for word in words],
-    [float(x.strip('.')) for x in numbers if re.search(r'\d', x)],
+    re.sub(number, '', below).split(),
+    [float(x.replace(',', '')) for x in re.findall(number, below)],
   )
 
 
@@ -151,8 +150,10 @@ def test_the_default_model_is_the_textbook_case(tmp_path, capsys):
     )
   words, numbers = _below(out)
   shown_words, shown_numbers = _below(readme)
-  assert len(words) > 50 and words == shown_words
-  assert numbers == pytest.approx(shown_numbers, abs=2e-3, rel=1e-4)
+  assert len(shown_words) > 50 and words[: len(shown_words)] == shown_words
+  assert numbers[: len(shown_numbers)] == pytest.approx(
+    shown_numbers, abs=2e-3, rel=1e-4
+  )
   report = json.loads(path.read_text())
   assert report['verdict'] == 'single'
   assert report['layer'] == 11 and report['span'] == [11]
