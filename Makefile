@@ -49,7 +49,7 @@ help:
 	@echo "make lint    check style, format and types"
 	@echo "make bench   measure against PyTorch (over an hour), for docs/benchmarks.md"
 	@echo "make bench-page  write that page, its figure and README's table again"
-	@echo "make study   put the paper's claims to the default model (two hours)"
+	@echo "make study   put the paper's claims to the default model (two to three hours)"
 	@echo "make plan-bench  compile what is claimed of TPU pods (half an hour)"
 	@echo "make parity  compare every family with PyTorch, number by number"
 	@echo "make notebooks  execute colab/ and save what it shows, in OUT if given"

@@ -56,7 +56,9 @@ def run(flags: absl_flags.FlagValues) -> None:
     models = compared.load(
       flags,
       progress,
-      check=lambda _, config: _check_lengths(config, configurations),
+      check=lambda _, config: _check_lengths(
+        config, configurations, flags.max_new_tokens
+      ),
     )
     about = _about(flags, models, folder, configurations, corpora, limit, most)
     names = [compared.STOCK, compared.MITIGATED]
@@ -88,26 +90,35 @@ def run(flags: absl_flags.FlagValues) -> None:
     task: f'loss, {name}' for task, name in _loss_names(corpora).items()
   }
   notes = {name: task.note for name, task in tasks_lib.TASKS.items()}
-  warning = _warning(folder, limit, most)
+  warning = _warning(folder, limit, _cut(flags.tasks, most))
   page = _report(flags, models, found, labels, notes, warning, about)
   evaluate_table.show(found, labels)
   if warning:
     print(f'\n{warning}')
   print(
-    f'wrote {page}, beside it report.json and figures/, and every answer in'
+    f'wrote {page}, beside it report.json and figures/, and every item in'
     f' {flags.out}'
   )
 
 
-def _warning(folder: str | None, limit: int | None, most: int | None) -> str:
+def _cut(tasks: Sequence[str], most: int | None) -> int | None:
+  """Returns at how many tokens answers were cut, None if none was."""
+  from me_jax.evaluation import tasks as tasks_lib
+
+  known = [tasks_lib.TASKS[n] for n in tasks if n in tasks_lib.TASKS]
+  longest = max((task.max_new_tokens for task in known), default=0)
+  return most if most and most < longest else None
+
+
+def _warning(folder: str | None, limit: int | None, cut: int | None) -> str:
   """Says why the numbers are no scores; nothing if they are."""
   said = []
   if folder == 'samples':
     said.append('rows of our own, to try the command with')
   if limit:
     said.append(f'at most {limit} items a task')
-  if most:
-    said.append(f'answers cut at {most} tokens')
+  if cut:
+    said.append(f'answers cut at {cut} tokens')
   if not said:
     return ''
   return (
@@ -191,8 +202,15 @@ def _tasks(
   return found, corpora
 
 
-def _check_lengths(config: Any, configurations: dict[str, Any]) -> None:
+def _check_lengths(
+  config: Any, configurations: dict[str, Any], asked: int | None
+) -> None:
   """Raises MeJaxError where answers alone would fill the context."""
+  if asked and asked >= config.context_length:
+    raise errors.MeJaxError(
+      f'--max_new_tokens={asked} leaves no room for a prompt: the context is'
+      f' {config.context_length}.'
+    )
   for name, (_, loaded) in configurations.items():
     kwargs = loaded['tasks'][name].get_config('generation_kwargs') or {}
     most = kwargs.get('max_gen_toks', 0)

@@ -141,6 +141,8 @@ def _is_chat(flags: Any, tokenizer: Any) -> bool:
 
 def _check(flags: Any, tokenizer: Any, config: Any) -> None:
   """Raises MeJaxError for flags that do not go with the model."""
+  if flags.system and flags.chat == 'never':
+    raise errors.MeJaxError('--system has no place with --chat=never.')
   chat = _is_chat(flags, tokenizer)
   if chat and not tokenizer.chat_template:
     raise errors.MeJaxError(

@@ -155,6 +155,15 @@ def test_what_is_cut_short_is_called_no_score(model, data, tmp_path, capsys):
   assert report['sections']['evaluation']['verdict'] == 'not tested'
 
 
+def test_where_nothing_is_generated_nothing_is_cut(
+  model, data, tmp_path, capsys
+):
+  argv = flags(model, data, tmp_path / 'out', '--tasks=loss,mmlu')
+  assert cli.main(argv) == 0
+  said = capsys.readouterr().out
+  assert 'no scores: at most 8 items a task. For' in said
+
+
 def test_one_model_alone(model, data, tmp_path, capsys):
   argv = flags(model, data, tmp_path / 'out', '--mitigation=none',
                '--tasks=gsm8k,mmlu', '--released_matcher')  # fmt: skip
@@ -183,9 +192,13 @@ def test_answers_as_long_as_the_context_are_refused_before_weights_are_read(
     raise AssertionError('weights were read')
 
   monkeypatch.setattr(load.Checkpoint, 'load_params', read)
-  more = ('--full', '--max_new_tokens=400')
-  assert cli.main(flags(model, data, tmp_path / 'out', *more)) == 2
-  assert 'the context is 256' in capsys.readouterr().err
+  argv = flags(model, data, tmp_path / 'out')
+  argv.remove('--max_new_tokens=12')
+  assert cli.main([*argv, '--max_new_tokens=256']) == 2
+  assert '--max_new_tokens=256 leaves no room' in capsys.readouterr().err
+  assert cli.main([*argv, '--full']) == 2
+  said = capsys.readouterr().err
+  assert 'answers of 512 tokens, and the context is 256' in said
   assert not (tmp_path / 'out').exists()
 
 

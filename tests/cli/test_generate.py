@@ -124,6 +124,7 @@ def test_bad_input_gets_one_line(model, capsys, flags, message):
   [
     ('--chat=always', 'no chat template'),
     ('--system=x', '--system needs a chat template'),
+    ('--system=x --chat=never', '--system has no place with --chat=never'),
     ('--max_new_tokens=300', 'the context is 256'),
     ('--mitigation={other}', 'another configuration than --model'),
   ],
@@ -140,5 +141,6 @@ def test_weights_are_not_read_for_flags_that_cannot_be(
 
   monkeypatch.setattr(load.Checkpoint, 'load_params', read)
   flag = flag.format(other=other)
-  assert cli.main(['generate', '--prompt=a', flag, f'--model={model}']) == 2
+  argv = ['generate', '--prompt=a', *flag.split(), f'--model={model}']
+  assert cli.main(argv) == 2
   assert message in capsys.readouterr().err
