@@ -57,8 +57,12 @@ GLOSSARY = (
   'them, mostly the first of a text, be it a word or a BOS token, which only '
   'marks the beginning. An **ordinary token** has none.',
   '**Spike**: the largest massive activation. **Plateau**: the layers over which '
-  'it stays, and its size there. The **emergence**, or span, is the layers that '
-  'write it; if it is one, it is the ME Layer.',
+  'it stays, and its size there; attention meets it a layer later, in what it '
+  'reads. The **emergence**, or span, is the layers that write it; if it is one, it '
+  'is the ME Layer. A **super weight** is the number by which a neuron writes '
+  'into the channel of the spike. Without it the neuron still writes into other '
+  'channels, which later norms make large where no spike stands beside them; '
+  'without the whole neuron they are gone as well.',
   '**Attention sink**: a token that draws much attention whatever the text. Its '
   '**sink rate** is the share of heads and texts where it draws more than three '
   'tenths.',
@@ -66,7 +70,8 @@ GLOSSARY = (
   'channels of what attention receives of the massive token, in layers after the '
   'emergence; no weight is trained. The published one takes the channels where the '
   'norm has its largest weights |γ|. **Gates** are factors on every channel of the '
-  'same, trained. A mask is **baked** where a change of plain weights stands for it.',
+  'same, trained. *By layer* is a mask whose strength was fitted for each layer. '
+  'A mask is **baked** where a change of plain weights stands for it.',
   '**Effective rank**: how many directions vectors fill, as the exponential of '
   'the entropy of their spectrum; **participation** counts them by squares.',
   '**Neutralised**: neurons are set to their mean over ordinary tokens; a norm is '
@@ -134,8 +139,9 @@ LIMITS = (
   'answers for four tasks. `CHANGELOG.md` tells of them. Another threshold may '
   'turn "in part" into another word; the numbers stand beside it.',
   '**Two runs.** In tables of two runs, *before* is where the first of them '
-  'began, with its mask if it has one. LoRA is taught answers alone: what changes '
-  'on whole chats is the prompts, too.',
+  'began, with its mask if it has one. Of the mask that was chosen, only what was '
+  'measured before its run took a step is used. LoRA is taught answers alone; a '
+  'loss of whole chats counts their prompts, too.',
   '**What is chosen on chats may not be about chats.** The first token of a chat '
   'is always the same, and of plain text it is not: gains on chats can come from '
   'that constant beginning. Losses of answers alone, and the control token, '
