@@ -18,6 +18,11 @@ _CLUSTER = (
 )  # fmt: skip
 
 
+# Of a process that computes with others: two devices, and programs that are compiled
+# without the flags of `conftest.py`, as users' are.
+JOINED = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
+
+
 def xla_flags(devices: int) -> str:
   """Returns this process's flags of XLA, with as many CPU devices."""
   count = '--xla_force_host_platform_device_count'
@@ -100,8 +105,7 @@ def pair(program: str, *arguments: object, timeout: int = 90) -> list[str]:
   address = free_address()
   return together(
     [
-      start(program, index, address, *arguments, devices=2)
-      for index in range(2)
+      start(program, index, address, *arguments, **JOINED) for index in range(2)
     ],
     timeout,
   )

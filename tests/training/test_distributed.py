@@ -103,7 +103,11 @@ def test_two_processes_hold_parts_of_the_same_arrays():
   }
   runs = [
     processes.start(
-      PROGRAM, index, address, devices=2, **({} if index else variables)
+      PROGRAM,
+      index,
+      address,
+      **processes.JOINED,
+      **({} if index else variables),
     )
     for index in range(2)
   ]
