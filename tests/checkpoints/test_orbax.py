@@ -544,7 +544,7 @@ SHARDED = """
 
 
 def test_a_mesh_can_be_changed(tmp_path):
-  done = processes.run(SHARDED, tmp_path / 'm', devices=8)
+  done = processes.run(SHARDED, tmp_path / 'm', devices=8, timeout=120)
   assert done.returncode == 0, done.stderr[-3000:]
   assert_same(me_jax.load(tmp_path / 'm').params, make().params)
 
@@ -608,7 +608,7 @@ def test_the_end_of_a_process_waits(tmp_path):
       from tests.checkpoints import test_orbax
       orbax.save(test_orbax.make(), sys.argv[1], asynchronous=True)
   """
-  done = processes.run(program, tmp_path / 'm')
+  done = processes.run(program, tmp_path / 'm', timeout=60)
   assert done.returncode == 0 and not done.stderr, done.stderr[-3000:]
   assert_same(me_jax.load(tmp_path / 'm').params, make().params)
 

@@ -9,15 +9,11 @@ import subprocess
 import sys
 import textwrap
 
-# Seconds after which a program is given up.
-_HANGS = 300
 # What tells a process that it belongs to others.
 _CLUSTER = (
   'SLURM_', 'OMPI_', 'KUBERNETES_', 'JAX_COORDINATOR_', 'JAX_NUM_PROCESSES',
   'JAX_PROCESS_ID', 'JAX_LOCAL_DEVICE_IDS',
 )  # fmt: skip
-
-
 # Of a process that computes with others: two devices, and programs that are compiled
 # without the flags of `conftest.py`, as users' are.
 JOINED = {'XLA_FLAGS': '--xla_force_host_platform_device_count=2'}
@@ -79,15 +75,19 @@ def start(
 
 
 def run(
-  program: str, *arguments: object, devices: int = 1, **variables: str
+  program: str,
+  *arguments: object,
+  devices: int = 1,
+  timeout: int = 300,
+  **variables: str,
 ) -> subprocess.CompletedProcess[str]:
-  """Runs a Python program to its end; as `start`."""
+  """Runs a Python program to its end, for so many seconds; as `start`."""
   return subprocess.run(
     _command(program, arguments),
     env=environment(devices, **variables),
     capture_output=True,
     text=True,
-    timeout=_HANGS,
+    timeout=timeout,
     check=False,
   )
 
@@ -113,11 +113,19 @@ def pair(program: str, *arguments: object, timeout: int = 90) -> list[str]:
 
 def together(runs: Sequence[subprocess.Popen[str]], timeout: int) -> list[str]:
   """Waits for processes that need each other, as `pair`."""
+  ends = []
   try:
     ends = [run.communicate(timeout=timeout) for run in runs]
+  except subprocess.TimeoutExpired:
+    pass
   finally:
     for run in runs:
       run.kill()
+  if not ends:
+    said = [run.communicate()[1] for run in runs]
+    raise AssertionError(
+      f'over {timeout} s\n' + '\n'.join(x[-2000:] for x in said)
+    )
   assert [run.returncode for run in runs] == [0] * len(runs), '\n'.join(
     err[-2000:] for _, err in ends
   )

@@ -291,7 +291,7 @@ KILLED = """
 
 @pytest.mark.parametrize('when', ['before', 'after'])
 def test_what_a_killed_process_has_begun_is_no_checkpoint(folder, when):
-  done = processes.run(KILLED, folder, when)
+  done = processes.run(KILLED, folder, when, timeout=60)
   assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
   assert len(os.listdir(folder)) == 2
   said = Said()

@@ -45,7 +45,7 @@ def test_a_second_one_ends_at_once_as_before(first, request):
           os.kill(os.getpid(), signal.SIGTERM)
         print('still here')
   """
-  done = processes.run(code)
+  done = processes.run(code, timeout=60)
   assert done.returncode == -signal.SIGTERM and not done.stdout, done.stderr
 
 
