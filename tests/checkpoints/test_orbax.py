@@ -348,7 +348,9 @@ def test_whoever_is_killed_leaves_a_whole_folder(
   folder = tmp_path / 'm'
   if exists:
     me_jax.save(make(seed=1), folder)
-  done = processes.run(KILLED.format(after=after), folder, stage, asynchronous)
+  done = processes.run(
+    KILLED.format(after=after), folder, stage, asynchronous, timeout=60
+  )
   assert done.returncode == -signal.SIGKILL, done.stderr[-2000:]
   complete = stage == 'renaming' and after
   if complete or exists:

@@ -113,19 +113,16 @@ def pair(program: str, *arguments: object, timeout: int = 90) -> list[str]:
 
 def together(runs: Sequence[subprocess.Popen[str]], timeout: int) -> list[str]:
   """Waits for processes that need each other, as `pair`."""
-  ends = []
   try:
     ends = [run.communicate(timeout=timeout) for run in runs]
-  except subprocess.TimeoutExpired:
-    pass
+  except subprocess.TimeoutExpired as error:
+    for run in runs:
+      run.kill()
+    said = [run.communicate()[1][-2000:] for run in runs]
+    raise AssertionError(f'over {timeout} s\n' + '\n'.join(said)) from error
   finally:
     for run in runs:
       run.kill()
-  if not ends:
-    said = [run.communicate()[1] for run in runs]
-    raise AssertionError(
-      f'over {timeout} s\n' + '\n'.join(x[-2000:] for x in said)
-    )
   assert [run.returncode for run in runs] == [0] * len(runs), '\n'.join(
     err[-2000:] for _, err in ends
   )
