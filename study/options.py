@@ -139,7 +139,8 @@ def check_places(page: pathlib.Path, out: str) -> None:
   ):  # fmt: skip
     there = next(p for p in (folder, *folder.absolute().parents) if p.exists())
     if not (there.is_dir() and os.access(there, os.W_OK)):
-      raise errors.MeJaxError(f'cannot write --{flag}={path}: see {there}')
+      what = 'may not be written to' if there.is_dir() else 'is a file'
+      raise errors.MeJaxError(f'cannot write --{flag}={path}: {there} {what}.')
   if page.is_dir():
     raise errors.MeJaxError(f'--page={page} is a folder.')
 

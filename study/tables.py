@@ -120,7 +120,11 @@ def _tasks(found: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
     for one in found
   ]  # fmt: skip
-  return ['Each metric, a share or nats per token.', markdown(header, rows)]
+  caption = (
+    'Each metric, a share or nats per token. Losses are of the answers where texts'
+    ' are chats, and of all tokens where they are plain.'
+  )
+  return [caption, markdown(header, rows)]
 
 
 def _rounding(found: Mapping[str, Any]) -> list[str]:

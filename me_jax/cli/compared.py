@@ -49,6 +49,11 @@ def define(flags: absl_flags.FlagValues) -> None:
   )
 
 
+def mitigation(flags: Any) -> str | None:
+  """Returns what `--mitigation` asks for, None for the stock model alone."""
+  return None if flags.mitigation == _NONE else flags.mitigation
+
+
 def load(
   flags: Any,
   progress: session.Progress,
@@ -68,28 +73,30 @@ def load(
   """
   from me_jax.checkpoints import load as load_lib
 
-  if flags.mitigation == _NONE:
-    flags.mitigation = None
+  wanted = mitigation(flags)
   checkpoint = load_lib.open_checkpoint(flags.model)
   other = None
-  if flags.mitigation and flags.mitigation != WEMASK:
+  if wanted and wanted != WEMASK:
     for verb, place in (('mitigate', _ORBAX), ('train', f'model/{_ORBAX}')):
-      written = os.path.join(flags.mitigation, place)
+      written = os.path.join(wanted, place)
       if os.path.isdir(written):
         raise errors.MeJaxError(
-          f'--mitigation={flags.mitigation} holds what {verb} has written: name'
+          f'--mitigation={wanted} holds what {verb} has written: name'
           f' the model in it, --mitigation={written}.'
         )
-    other = load_lib.open_checkpoint(flags.mitigation)
+    try:
+      other = load_lib.open_checkpoint(wanted)
+    except errors.MeJaxError as error:
+      raise errors.MeJaxError(f'--mitigation: {error}') from error
     if other.config.vocab_size != checkpoint.config.vocab_size:
       raise errors.MeJaxError(
-        f'--mitigation={flags.mitigation} has a vocabulary of'
+        f'--mitigation={wanted} has a vocabulary of'
         f' {other.config.vocab_size}, --model one of'
         f' {checkpoint.config.vocab_size}: they are not the same model.'
       )
     if other.config != checkpoint.config:
       raise errors.MeJaxError(
-        f'--mitigation={flags.mitigation} has another configuration than'
+        f'--mitigation={wanted} has another configuration than'
         ' --model: they are not the same model.'
       )
   session.keep_compiled()
@@ -105,7 +112,7 @@ def load(
   from me_jax.models import decoder
   from me_jax.models import params as params_lib
 
-  if flags.mitigation and _is_masked(checkpoint):
+  if wanted and _is_masked(checkpoint):
     raise errors.MeJaxError(
       f'--model={flags.model} is a mitigated model, and is to be the stock one'
       ' here: name it as --mitigation, and the model it was made from as --model.'
@@ -117,11 +124,11 @@ def load(
     params[MITIGATED] = other.load_params(flags.dtype)
     if len({*map(params_lib.fingerprint, params.values())}) == 1:
       raise errors.MeJaxError(
-        f'--mitigation={flags.mitigation} is --model itself: it holds no mask'
+        f'--mitigation={wanted} is --model itself: it holds no mask'
         ' and no other weights.'
       )
   progress.step('loading weights', 1, 1)
-  if flags.mitigation == WEMASK:
+  if wanted == WEMASK:
     params[MITIGATED] = _wemask(model, params[STOCK], checkpoint, progress)
   return Models(
     model=model,

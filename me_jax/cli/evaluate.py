@@ -25,7 +25,7 @@ few samples are used that come with me_jax, which give no scores: for those,
 flags."""
 
 _REPORT = 'report'
-_LOSS = 'loss'
+_LOSS, _WEIGHTS = 'loss', 'weights'
 _SMOKE_TOKENS = 96
 
 
@@ -43,6 +43,7 @@ def run(flags: absl_flags.FlagValues) -> None:
   from me_jax.evaluation import compare
   from me_jax.evaluation import run as run_lib
   from me_jax.evaluation import tasks as tasks_lib
+  from me_jax.models import params as params_lib
   from me_jax.plotting import report as report_lib
 
   if os.path.isfile(flags.out):
@@ -52,6 +53,8 @@ def run(flags: absl_flags.FlagValues) -> None:
   most = flags.max_new_tokens or (None if flags.full else _SMOKE_TOKENS)
   configurations, corpora = _tasks(flags, folder, most, limit)
   report_lib.check_target(os.path.join(flags.out, _REPORT))
+  about = _about(flags, folder, configurations, corpora, limit, most)
+  run_lib.check(flags.out, about, anew=flags.anew, unknown=[_WEIGHTS])
   with session.progress() as progress:
     models = compared.load(
       flags,
@@ -60,7 +63,10 @@ def run(flags: absl_flags.FlagValues) -> None:
         config, configurations, flags.max_new_tokens
       ),
     )
-    about = _about(flags, models, folder, configurations, corpora, limit, most)
+    about[_WEIGHTS] = {
+      who: params_lib.fingerprint(params)
+      for who, params in models.params.items()
+    }
     names = [compared.STOCK, compared.MITIGATED]
     run_lib.claim(flags.out, about, names, anew=flags.anew)
     items = _run_all(flags, models, configurations, corpora, limit, progress)
@@ -87,7 +93,10 @@ def run(flags: absl_flags.FlagValues) -> None:
         found.append(one)
   labels = {name: task.label for name, task in tasks_lib.TASKS.items()}
   labels |= {
-    task: f'loss, {name}' for task, name in _loss_names(corpora).items()
+    f'loss {corpus.name}': 'loss'
+    + (' of answers' if corpus.chat else '')
+    + f', {corpus.name}'
+    for corpus in corpora
   }
   notes = {name: task.note for name, task in tasks_lib.TASKS.items()}
   warning = _warning(folder, limit, _cut(flags.tasks, most))
@@ -223,19 +232,17 @@ def _check_lengths(
 
 def _about(
   flags: Any,
-  models: compared.Models,
   folder: str | None,
   configurations: dict[str, Any],
   corpora: Sequence[Any],
   limit: int | None,
   most: int | None,
 ) -> dict[str, Any]:
-  """Returns what results depend on."""
+  """Returns what results depend on, but for the weights."""
   from importlib import metadata
 
   from me_jax import __version__
   from me_jax.evaluation import data
-  from me_jax.models import params as params_lib
 
   rows = {
     name: configuration['metadata']['rows']
@@ -247,12 +254,8 @@ def _about(
   }
   return {
     'model': str(flags.model),
-    'mitigation': flags.mitigation,
-    # A path may hold other weights, and other rows, by now.
-    'weights': {
-      who: params_lib.fingerprint(params)
-      for who, params in models.params.items()
-    },
+    'mitigation': compared.mitigation(flags),
+    # A path may hold other rows by now, and other weights.
     'rows': rows,
     'dtype': flags.dtype,
     'data': folder or 'hub',

@@ -26,6 +26,43 @@ _ABOUT = 'run.json'
 Rows = dict[int, dict[str, Any]]
 
 
+def check(
+  out: str,
+  about: Mapping[str, Any],
+  *,
+  anew: bool,
+  unknown: Sequence[str] = (),
+) -> None:
+  """Sees that a folder holds no other run.
+
+  Args:
+    out: the folder.
+    about: what results depend on, as JSON types; `rows` by task.
+    anew: whether what an earlier run has left there may go.
+    unknown: names of what is not known yet, and not looked at.
+
+  Raises:
+    MeJaxError: it holds another run, and what differs.
+  """
+  before = _before(out)
+  if anew or before is None:
+    return
+  rows, known = about['rows'], before.get('rows', {})
+  differing = [
+    key
+    for key in sorted({*before, *about} - {'rows', *unknown})
+    if before.get(key) != about.get(key)
+  ]
+  # Tasks that it has not run yet may join it.
+  if any(known.get(task, rows[task]) != rows[task] for task in rows):
+    differing.append('rows')
+  if differing:
+    raise errors.MeJaxError(
+      f'{out} holds a run with another {", ".join(differing)}: give another'
+      ' --out, or --anew to replace it.'
+    )
+
+
 def claim(
   out: str, about: Mapping[str, Any], models: Sequence[str], *, anew: bool
 ) -> None:
@@ -33,38 +70,29 @@ def claim(
 
   Args:
     out: the folder.
-    about: what results depend on, as JSON types; `rows` by task.
+    about: as of `check`, whole.
     models: names of files that a run writes end with one of these.
     anew: remove what an earlier run has left there.
 
   Raises:
     MeJaxError: it holds another run, and what differs.
   """
+  check(out, about, anew=anew)
   path = pathlib.Path(out)
-  note = path / _ABOUT
-  rows = dict(about['rows'])
-  if note.exists():
-    before = _read_note(note)
-    known = before.get('rows', {})
-    differing = [
-      key
-      for key in sorted({*before, *about} - {'rows'})
-      if before.get(key) != about.get(key)
-    ]
-    # Tasks that it has not run yet may join it.
-    if any(known.get(task, rows[task]) != rows[task] for task in rows):
-      differing.append('rows')
-    if differing and not anew:
-      raise errors.MeJaxError(
-        f'{out} holds a run with another {", ".join(differing)}: give another'
-        ' --out, or --anew to replace it.'
-      )
-    rows = rows if anew else known | rows
+  rows = about['rows']
   if anew:
     for who in models:
       for old in (*path.glob(f'*_{who}.jsonl'), path / f'answers_{who}.db'):
         old.unlink(missing_ok=True)
-  files.write_json(note, {**about, 'rows': rows})
+  elif before := _before(out):
+    rows = before.get('rows', {}) | rows
+  files.write_json(path / _ABOUT, {**about, 'rows': rows})
+
+
+def _before(out: str) -> dict[str, Any] | None:
+  """Returns what the run in a folder was about, None if there is none."""
+  note = pathlib.Path(out, _ABOUT)
+  return _read_note(note) if note.exists() else None
 
 
 def _read_note(note: pathlib.Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ pytest.importorskip('lm_eval', reason='needs the extra [eval]')
 
 import me_jax  # noqa: E402
 from me_jax import cli  # noqa: E402
+from me_jax.checkpoints import load  # noqa: E402
 from me_jax.evaluation import harness  # noqa: E402
 from me_jax.mitigation import wemask  # noqa: E402
 from tests.support import folder as folder_lib  # noqa: E402
@@ -53,6 +54,10 @@ def _data(tmp_path_factory):
     'prompt,label\nhow?,safe\nwhy?,unsafe\n'
   )
   return folder
+
+
+def read(*_):
+  raise AssertionError('weights were read')
 
 
 def flags(model, data, out, *more):
@@ -109,9 +114,12 @@ def test_two_models_are_compared_and_a_stopped_run_goes_on(
   assert len(asked) == 5
   assert metrics(tmp_path / 'parts') == whole
 
-  # A run about something else is refused, unless it may replace this one.
+  # A run about something else is refused before weights are read, unless it may
+  # replace this one.
   other = flags(model, data, tmp_path / 'parts', '--seed=1')
-  assert cli.main(other) == 2
+  with monkeypatch.context() as patched:
+    patched.setattr(load.Checkpoint, 'load_params', read)
+    assert cli.main(other) == 2
   assert 'another seed' in capsys.readouterr().err
   assert cli.main([*other, '--anew', '--tasks=mmlu']) == 0
 
@@ -186,11 +194,6 @@ def test_what_is_not_installed_is_said(
 def test_answers_as_long_as_the_context_are_refused_before_weights_are_read(
   model, data, tmp_path, capsys, monkeypatch
 ):
-  from me_jax.checkpoints import load
-
-  def read(*_):
-    raise AssertionError('weights were read')
-
   monkeypatch.setattr(load.Checkpoint, 'load_params', read)
   argv = flags(model, data, tmp_path / 'out')
   argv.remove('--max_new_tokens=12')
@@ -208,7 +211,7 @@ def test_answers_as_long_as_the_context_are_refused_before_weights_are_read(
     (['--tasks=gsm8'], "did you mean 'gsm8k'"),
     (['--tasks=aime24'], 'aime24/test.jsonl, which is not there'),
     (['--data=nowhere'], 'is no folder'),
-    (['--mitigation=nowhere'], 'nowhere'),
+    (['--mitigation=nowhere'], '--mitigation: nowhere'),
     (['--limit=0'], 'limit'),
   ],
 )

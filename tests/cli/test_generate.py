@@ -106,7 +106,7 @@ def test_two_models_side_by_side(model, tmp_path, capsys):
     (['--max_new_tokens=256'], 'the context is 256'),
     (['--max_new_tokens=255', '--prompt=a cat'], 'exceed the context of 256'),
     (['--temperature=-1'], 'temperature is -1'),
-    (['--mitigation=nowhere'], 'nowhere'),
+    (['--mitigation=nowhere'], '--mitigation: nowhere'),
     (['--model=nowhere'], 'nowhere'),
     (['--max_new_tokens=0'], 'max_new_tokens'),
   ],

@@ -254,7 +254,7 @@ def test_several_models_have_a_column_each(run, tmp_path):
     ('--page={tmp}/page', 'does not end in .md'),
     ('--page={tmp}/file/page.md', 'cannot write --page'),
     ('--page={tmp}/folder.md', 'is a folder'),
-    ('--out={tmp}/file', 'cannot write --out'),
+    ('--out={tmp}/file', 'file is a file'),
     ('--data={tmp}/folder.md', 'lacks gsm8k/test.jsonl, gsm8k/train.jsonl'),
   ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def environment(devices: int = 1, **variables: str) -> dict[str, str]:
   }
   return kept | {
     'JAX_PLATFORMS': 'cpu',
+    'PYTHONFAULTHANDLER': '1',
     'XLA_FLAGS': xla_flags(devices),
     'PYTHONPATH': os.pathsep.join(sys.path),
     **variables,
@@ -117,8 +119,9 @@ def together(runs: Sequence[subprocess.Popen[str]], timeout: int) -> list[str]:
     ends = [run.communicate(timeout=timeout) for run in runs]
   except subprocess.TimeoutExpired as error:
     for run in runs:
-      run.kill()
-    said = [run.communicate()[1][-2000:] for run in runs]
+      # Says where each thread is.
+      run.send_signal(signal.SIGABRT)
+    said = [run.communicate()[1][-6000:] for run in runs]
     raise AssertionError(f'over {timeout} s\n' + '\n'.join(said)) from error
   finally:
     for run in runs:
