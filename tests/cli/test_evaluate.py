@@ -143,7 +143,8 @@ def test_other_weights_under_the_same_name_are_another_run(
   assert cli.main(argv) == 2
   assert 'another weights' in capsys.readouterr().err
   # And what is masked already is no stock model.
-  assert cli.main([*argv, f'--model={masked}']) == 2
+  other = flags(masked, data, tmp_path / 'other', f'--mitigation={masked}')
+  assert cli.main(other) == 2
   assert 'is a mitigated model' in capsys.readouterr().err
 
 
