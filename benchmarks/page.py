@@ -79,7 +79,7 @@ def readme(found: results.Results) -> str:
   """Returns README's table: the rows that have PyTorch beside them."""
   shown = [
     [row.what, _amount(row.ours, row.unit), _amount(row.other, row.unit),
-     f'{row.ratio:.3g}']
+     f'{row.ratio:.3g}', _spread(row)]
     for row in peers(found)
   ]  # fmt: skip
   records = [
@@ -87,7 +87,8 @@ def readme(found: results.Results) -> str:
     for record in found['sections'].values()
     if any(row.peer for row in _rows(record))
   ]
-  table = _table(('measurement', 'me_jax', 'PyTorch', 'ratio'), shown)
+  header = ('measurement', 'me_jax', 'PyTorch', 'ratio', 'least to most')
+  table = _table(header, shown)
   days = sorted({record['when'].split()[0] for record in records})
   measured = ' to '.join(dict.fromkeys([days[0], days[-1]])) if days else ''
   places = ' and '.join(sorted({_machine(record) for record in records}))
@@ -108,19 +109,23 @@ def cells(row: rows_lib.Row) -> list[str]:
   """Returns a row's cells under `COLUMNS`."""
   sign = '≤' if row.better == 'less' else '≥'
   result = {None: '', True: 'met', False: '**missed**'}[row.met]
-  spread = ''
-  if row.rounds and row.rounds > 1:
-    spread = ' to '.join(map(_number, row.spread))
   return [
     row.what,
     _amount(row.ours, row.unit),
     _amount(row.other, row.unit),
     _number(row.ratio),
     str(row.rounds or ''),
-    spread,
+    _spread(row),
     '' if row.bar is None else f'{sign} {row.bar:.3g}',
     result,
   ]
+
+
+def _spread(row: rows_lib.Row) -> str:
+  """Spells the least and the largest ratio of several rounds."""
+  if not row.rounds or row.rounds == 1:
+    return ''
+  return ' to '.join(map(_number, row.spread))
 
 
 def replaced(text: str, table: str) -> str:

@@ -66,7 +66,9 @@ CLAIMS = (
     section='cause',
     figures={
       'cause-factorial': 'What is left of the spike when parts of that layer '
-      'are taken away, one, two or all at a time.',
+      'are taken away, one, two or all at a time; bars too low to be seen are '
+      'below a hundredth. Whiskers: smallest and largest over tokens. Below and '
+      'on the right, the same in every other layer: some before it matter, too.',
     },
   ),
   Claim(
@@ -82,7 +84,9 @@ CLAIMS = (
     section='rigidity',
     figures={
       'rigidity-inputs': 'Cosine between the states that one token has in '
-      'different texts, of the massive token and of an ordinary one.',
+      'different texts, of the massive token and of an ordinary one: mean over '
+      'pairs of texts, a band from the fifth to the ninety-fifth percentile of '
+      'pairs, and the smallest pair.',
     },
   ),
   Claim(
@@ -137,7 +141,8 @@ CLAIMS = (
     section='evaluation',
     figures={
       'evaluation': 'What the mask changes, task by task: paired differences '
-      'with intervals.',
+      'with intervals. Of losses and of refused safe prompts less is better, of '
+      'all else more.',
     },
   ),
   Claim(
@@ -146,7 +151,7 @@ CLAIMS = (
     paper=True,
     rule=(
       'Holds where every held-out set of the task is better surely; in part '
-      'where one is.'
+      'where one is, and none is worse surely.'
     ),
     step='train-lora-mask',
     against='train-lora',
@@ -158,15 +163,15 @@ CLAIMS = (
     rule=(
       'Holds where layer, channel, sign and neuron are those that texts '
       'name, and the prediction is clear: its score is half as high again '
-      "as the runner-up's and five times that of shuffled weights, and a "
-      'later neuron erases what it writes. In part where the layer or the '
-      'channel is right.'
+      'as that of any other layer or channel and five times that of shuffled '
+      'weights, and a later neuron erases what it writes. In part where the '
+      'layer or the channel is right.'
     ),
     step='explain',
     section='screen',
     figures={
       'screen-ranks': 'What two scores of the weights rank first; orange is '
-      'what texts name.',
+      'what texts name. Several neurons may write one channel.',
     },
   ),
   Claim(
@@ -216,8 +221,9 @@ CLAIMS = (
     label='Plain weights can hold the mask',
     paper=False,
     rule=(
-      "Holds where the baked change lies in the mask's interval on every "
-      'corpus, in part where it does on some.'
+      "Holds where, on every corpus, the baked change lies in the mask's "
+      'interval and the two diverge by at most a tenth of what the mask '
+      'diverges from the stock model; in part where both are so on some.'
     ),
     step='mitigate',
   ),
@@ -227,13 +233,13 @@ CLAIMS = (
     paper=False,
     rule=(
       'Holds where every held-out set of the task is better surely; in part '
-      'where one is.'
+      'where one is, and none is worse surely.'
     ),
     step='train-gates',
     against='train-token5',
     figures={
-      'training-held-out': 'The run of gates on the massive token: change of '
-      'the loss on held-out texts.',
+      'training-held-out': 'The run of gates on the massive token alone: change '
+      'of the loss on held-out texts. The table has the other run, too.',
     },
   ),
   Claim(
@@ -242,7 +248,7 @@ CLAIMS = (
     paper=False,
     rule=(
       'Holds where every held-out set of the task is better surely; in part '
-      'where one is.'
+      'where one is, and none is worse surely.'
     ),
     step='train-gates',
     against='tuned-mask',

@@ -65,7 +65,7 @@ def collect(
     'model_sha256': digests.model,
     'data': options_lib.DATA if options.data else None,
     'data_sha256': digests.data,
-    'about': {n: provenance[n] for n in _ABOUT if n in provenance},
+    'about': _about(provenance),
     'tasks_left_out': _tasks_left_out(reports.get('evaluate')),
     'steps': cards,
     'claims': {
@@ -75,6 +75,14 @@ def collect(
   }
   found = _shown(found, options)
   return _with(found, page, stay) if page else found
+
+
+def _about(provenance: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns what the analyses were made with."""
+  if not provenance:
+    return {}
+  found = {name: provenance[name] for name in _ABOUT}
+  return found | {'weights': pathlib.PurePath(provenance['model']).name}
 
 
 def _with(

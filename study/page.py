@@ -230,6 +230,7 @@ def _texts(study: Mapping[str, Any]) -> list[str]:
       precision=about['matmul_precision'],
       **{n: about[n] for n in ('dtype', 'attention', 'device', 'seed')},
     ),
+    words.WEIGHTS.format(weights=about['weights']),
   ]
 
 

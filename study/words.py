@@ -106,8 +106,11 @@ TEXTS_BUILTIN = (
 )
 NUMERICS = (
   'Numerics: {dtype}, matrix products in `{precision}` precision, attention by '
-  '{attention}, on {device}. Weights are those that the file of a model gives; a '
-  'GGUF may have rounded them. Seed {seed} throughout, and one seed only.'
+  '{attention}, on {device}. Seed {seed} throughout, and one seed only.'
+)
+WEIGHTS = (
+  'Weights: `{weights}`, as it gives them. The number after the Q of a GGUF is the '
+  'bits a weight to which they were rounded before anything here was measured.'
 )
 INTERVALS = (
   'Intervals are 95 % bootstrap intervals over texts or items; differences are '
@@ -123,11 +126,19 @@ LIMITS = (
   'compared with its numbers, only with its claims, in our words.',
   '**Small models.** The paper studies models of billions of parameters. What '
   'a small model does may differ, most of all in ability tasks, where it is '
-  'near the floor.',
+  'near the floor: a change between two scores whose intervals hold the score of '
+  'a guess, as of MMLU with four choices, is no loss of knowledge.',
+  '**One layer writes, others prepare.** That one layer creates massive '
+  'activations is said of who writes them into the residual stream. The state '
+  'that it writes from is made by layers before it: the claim on norm and FFN '
+  'says how much of the spike is left without theirs.',
   '**Not every number has an interval.** The prediction from weights is of one '
   'set of weights. Attention and effective ranks are means over texts and heads.',
   '**One seed.** Masks are deterministic; training runs, control tokens and '
   'random channels are drawn once.',
+  '**Controls are not fitted.** The controls of the mask have its strengths, which '
+  'were fitted to its own channels. With strengths fitted to them, random channels '
+  'come nearer (measured apart, in `BUILD_NOTES.md`).',
   '**Short runs, small sets.** Fine-tuning takes minutes to an hour here, and a '
   'task has at most some hundred items. A missing difference may be a lack of '
   'items: read the interval, not the word.',
@@ -135,8 +146,10 @@ LIMITS = (
   'changed after first results had been seen. That of rounding was, after a small '
   'run that it had called "does not hold"; the others ask for more than they did: '
   'that of the mask for less rigidity and for controls that are surely behind, '
-  'that of what attention receives for a change without the token, and that of '
-  'answers for four tasks. `CHANGELOG.md` tells of them. Another threshold may '
+  'that of what attention receives for a change without the token, that of '
+  'answers for four tasks, that of two runs for no set that is surely worse, and '
+  'that of baked weights for a small divergence. `CHANGELOG.md` tells of them. '
+  'Another threshold may '
   'turn "in part" into another word; the numbers stand beside it.',
   '**Two runs.** In tables of two runs, *before* is where the first of them '
   'began, with its mask if it has one. Of the mask that was chosen, only what was '

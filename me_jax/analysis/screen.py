@@ -96,7 +96,7 @@ def screen(
   found: dict[str, list[Any]] = {}
 
   def add(name: str, entries: list[Any]) -> None:
-    # Two channels a layer are enough for a runner-up, however short the lists.
+    # Two channels a layer are enough for the next best, however short the lists.
     kept = 2 if 'best' in name else top
     found[name] = _first(found.get(name, []) + entries, kept)
 
@@ -212,7 +212,7 @@ def _predict(
     control = max([least] + [e.score for e in found[f'control_{name}'][:1]])
     if entry.score < OVER_CONTROL * control:
       continue
-    runner_up = max(
+    next_best = max(
       [least] + [block.score for block in found[f'best_{name}'][1:]]
     )
     sign = 1 if entry.amount > 0 else -1
@@ -220,7 +220,7 @@ def _predict(
     write, share_F = quadratic_form.best_write(
       model.config, params, *where, jnp.float32(sign)
     )
-    strength = entry.score / runner_up
+    strength = entry.score / next_best
     return screen_report.Prediction(
       kind=kind,
       clear=name == 'pairs' and strength >= CLEAR,

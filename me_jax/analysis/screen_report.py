@@ -80,7 +80,7 @@ class Prediction:
   Attributes:
     kind: `writer and eraser`, or `writer only`, which is always weak.
     clear: whether there is an eraser, and it stands out both from the
-      runner-up (1.5 times) and from the control (5 times).
+      next layer or channel (1.5 times) and from the control (5 times).
     entry: the predicted layer, channel and neuron.
     sign: of the predicted activation.
     strength: its score over that of the next layer and channel.
@@ -144,8 +144,8 @@ class Screen:
       erased = f' and layer {entry.eraser_layer} erases'
     return (
       f'The weights {how} layer {entry.layer}, whose neuron {entry.neuron} '
-      f'writes channel {entry.channel}{erased}: {found.strength:.3g} times the '
-      f'runner-up, {found.over_control:.3g} times shuffled weights.'
+      f'writes channel {entry.channel}{erased}: {found.strength:.3g} times any '
+      f'other layer or channel, {found.over_control:.3g} times shuffled weights.'
     )
 
   def to_json(self) -> dict[str, Any]:

@@ -46,17 +46,29 @@ def test_the_verdict_is_the_whole_interval_s(tmp_path, ours, verdict):
   assert found['control'] and found['claim']
 
 
-def test_one_set_better_and_one_worse_is_in_part_and_named(tmp_path):
+@pytest.mark.parametrize(
+  ('rate', 'verdict', 'said'),
+  [
+    (1.4, 'in part', 'is better on A.'),
+    (1.3, 'does not hold', 'is better on A and worse on B.'),
+  ],
+)
+def test_one_set_better_is_in_part_unless_another_is_worse(
+  tmp_path, rate, verdict, said
+):
   run = _run(tmp_path / 'run', 1.4, sets=('A', 'B'))
   control = _run(tmp_path / 'control', 1.5, sets=('A', 'B'))
   path = control / 'held_out.json'
   values = json.loads(path.read_text())
-  loss = values['sets']['B']['after']['loss_N']
-  values['sets']['B']['after']['loss_N'] = [x - 0.2 * 10 for x in loss]
+  lost = values['sets']['B']['after']
+  lost['loss_N'] = [rate * count for count in lost['tokens_N']]
   path.write_text(json.dumps(values))
   found = paired.runs('gates', run, control)
-  assert found['verdict'] == 'in part'
-  assert 'better on A and worse on B' in found['finding']
+  assert found['verdict'] == verdict
+  assert found['finding'].endswith(said)
+  # What an extract keeps says the same again.
+  again = json.loads(json.dumps(found['runs']))
+  assert paired.runs_said('gates', again) == found | {'runs': again}
 
 
 def test_what_may_have_chosen_the_step_does_not_count(tmp_path):
@@ -103,15 +115,16 @@ def test_a_set_of_other_texts_is_named_and_left_out(tmp_path):
   assert found['control'].endswith('and so not compared: B.')
 
 
-def _baked(plain):
-  change = {n: study_steps.estimate(-0.1) for n in ('loss', 'answer', 'kl')}
+def _baked(plain, apart=0.001):
+  change = {n: study_steps.estimate(-0.1) for n in ('loss', 'answer')}
+  change['kl'] = study_steps.estimate(0.1)
   return paired.baked(
     {
       'changes': {'chosen': {'A': change, 'B': change}},
       'baked': {
         name: {'loss': study_steps.estimate(x)} for name, x in plain.items()
       },
-      'baked_kl': {'A': 0.001, 'B': 0.002},
+      'baked_kl': {'A': apart, 'B': apart},
     }
   )
 
@@ -126,6 +139,12 @@ def _baked(plain):
 )
 def test_a_baked_mask_is_held_to_the_masks_interval(plain, verdict):
   assert _baked(plain)['verdict'] == verdict
+
+
+def test_a_baked_mask_that_is_far_from_the_mask_is_not_held_by_chance():
+  near = {'A': -0.1, 'B': -0.1}
+  assert _baked(near, apart=0.009)['verdict'] == 'holds'
+  assert _baked(near, apart=0.02)['verdict'] == 'does not hold'
 
 
 def test_without_a_baked_model_there_is_nothing_to_say():

@@ -79,7 +79,7 @@ def _write(
       'dtype': 'float32', 'matmul_precision': 'highest', 'device': 'cpu',
       'attention': 'exact softmax', 'prompts': 'built-in', 'prompt_count': 24,
       'prompts_sha256': 'f' * 64, 'bos': 'both', 'seed': 0,
-      'parameters': 134_515_008,
+      'parameters': 134_515_008, 'model': '/somewhere/planted.Q4_1.gguf',
     },
     'sections': {
       name: {
@@ -95,7 +95,8 @@ def _write(
 
 def _numbers(section: str, strength: float | None) -> dict[str, Any]:
   if section == 'mitigation':
-    change = {n: estimate(-0.1) for n in ('loss', 'answer', 'kl')}
+    change = {n: estimate(-0.1) for n in ('loss', 'answer')}
+    change['kl'] = estimate(0.1)
     chosen = None if strength is None else {'recipe': {'strength': [strength]}}
     return {
       'chosen': chosen,

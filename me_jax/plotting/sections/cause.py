@@ -158,10 +158,11 @@ def _scale(
   if ratio > 0.5:
     return []
   return [
-    f'Its scale counts, squared: 1 / rms of the massive token is '
-    f'{scale_L[here]:.3g} there and was {scale_L[least]:.3g} at layer {least}, '
-    f'where a quadratic form of the token would be {ratio**2:.1%} as large; '
-    'layers in between made its state small again.'
+    'The norm divides by the size of the state, and what the FFN writes is about '
+    f'the square of what it reads. Before layer {least} the massive token was '
+    f'{1 / ratio:.3g} times as large (1 / rms {scale_L[least]:.3g}, here '
+    f'{scale_L[here]:.3g}), and the same direction would have written '
+    f'{ratio**2:.1%} as much: layers in between made it small first.'
   ]
 
 
@@ -243,6 +244,10 @@ def _control(
         f'{left.min():.1%} and {left.max():.1%} at the end of the plateau '
         f'(the most changed: layer {worst.layers[0]}).'
       )
+      if place == 'before' and np.abs(left - 1).max() >= _MATTERS:
+        said.append(
+          'So layers before it prepare the state from which it writes.'
+        )
   return said
 
 

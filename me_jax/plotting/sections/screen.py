@@ -21,7 +21,7 @@ _MOST_ROWS = 10
 _ROLES: dict[str, spec.Role] = {
   'writer': 'massive',
   'eraser': 'plain',
-  'amplifier': 'plain',
+  'amplifier': 'other',
 }
 _LABELS = {
   'writer': 'does not read its channel (writer)',
@@ -161,10 +161,9 @@ def _control(screen: screen_report.Screen) -> str:
   if math.isnan(found.muted):
     return said + '.'
   return (
-    f'{said}. Apart from the rule: of the norms before the FFNs after the '
-    f'predicted layer, up to the eraser, {found.muted:.1%} let less than a tenth '
-    f'of their median through in this channel, {found.muted_usual:.1%} in the '
-    'mean channel.'
+    f'{said}. Apart from the rule: of the norms before the FFNs that follow, up '
+    f'to the eraser, {found.muted:.1%} have a weight below a tenth of their '
+    f'median in this channel; in the mean channel {found.muted_usual:.1%} do.'
   )
 
 
