@@ -66,9 +66,8 @@ CLAIMS = (
     section='cause',
     figures={
       'cause-factorial': 'What is left of the spike when parts of that layer '
-      'are taken away, one, two or all at a time; bars too low to be seen are '
-      'below a hundredth. Whiskers: smallest and largest over tokens. Below and '
-      'on the right, the same in every other layer: some before it matter, too.',
+      'are taken away, one, two or all at a time. First in that layer, then '
+      'in every layer by itself. Whiskers: smallest and largest over tokens.',
     },
   ),
   Claim(

@@ -79,10 +79,9 @@ def collect(
 
 def _about(provenance: Mapping[str, Any]) -> dict[str, Any]:
   """Returns what the analyses were made with."""
-  if not provenance:
-    return {}
-  found = {name: provenance[name] for name in _ABOUT}
-  return found | {'weights': pathlib.PurePath(provenance['model']).name}
+  found = {n: provenance[n] for n in _ABOUT if n in provenance}
+  file = pathlib.PurePath(provenance.get('model', ''))
+  return found | ({'weights': file.name} if file.suffix == '.gguf' else {})
 
 
 def _with(

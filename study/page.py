@@ -19,6 +19,7 @@ from me_jax.plotting import prose
 from study import claims as claims_lib
 from study import collect
 from study import options as options_lib
+from study import paired
 from study import tables
 from study import words
 
@@ -50,12 +51,14 @@ def read(page: pathlib.Path) -> list[dict[str, Any]]:
 def extract(path: pathlib.Path) -> dict[str, Any]:
   """Reads what one model's steps have left.
 
-  To a claim that is younger than the extract there is no answer.
+  To a claim that is younger than the extract there is no answer. What two runs, or a
+  baked mask, say is told by the rules of today, from the rows that are kept.
   """
   found = json.loads(path.read_text(encoding='utf-8'))
   younger = {'verdict': collect.NOT_TESTED, 'why': words.YOUNGER}
   for claim in claims_lib.CLAIMS:
-    found['claims'].setdefault(claim.name, younger)
+    answer = found['claims'].setdefault(claim.name, younger)
+    answer |= paired.again(claim.name, answer)
   return found
 
 
@@ -230,7 +233,11 @@ def _texts(study: Mapping[str, Any]) -> list[str]:
       precision=about['matmul_precision'],
       **{n: about[n] for n in ('dtype', 'attention', 'device', 'seed')},
     ),
-    words.WEIGHTS.format(weights=about['weights']),
+    *(
+      [words.WEIGHTS.format(weights=about['weights'])]
+      if 'weights' in about
+      else []
+    ),
   ]
 
 

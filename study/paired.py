@@ -110,22 +110,28 @@ def runs(
         'on_task': about[of]['on_task'],
       }
     )
-  return runs_said(name, rows, unlike) if rows else None
+  return _runs(name, rows, unlike) if rows else None
 
 
-def runs_said(
-  name: str, rows: Sequence[Mapping[str, Any]], unlike: Sequence[str] = ()
-) -> dict[str, Any]:
-  """Tells what the losses of two runs say.
+def again(name: str, answer: Mapping[str, Any]) -> dict[str, Any]:
+  """Tells once more what an extract's rows say.
 
   Args:
     name: of the claim.
-    rows: a held-out set each, as an extract keeps them.
-    unlike: sets whose texts the runs do not share.
+    answer: to it, as an extract keeps it.
 
   Returns:
-    The section.
+    The section; nothing where the answer has no such rows.
   """
+  if 'runs' in answer:
+    return _runs(name, answer['runs'], answer.get('unlike', ()))
+  return _baked(answer['baked']) if 'baked' in answer else {}
+
+
+def _runs(
+  name: str, rows: Sequence[Mapping[str, Any]], unlike: Sequence[str]
+) -> dict[str, Any]:
+  """Returns the section on two runs, from a row a held-out set."""
   words = _WORDS[name]
   changes = {row['set']: estimates.read(row['difference']) for row in rows}
   sure = [row['set'] for row in rows if row['on_task']]
@@ -154,6 +160,7 @@ def runs_said(
       * bool(unlike)
     ),
     'runs': list(rows),
+    'unlike': list(unlike),
   }
 
 
@@ -169,7 +176,7 @@ def baked(numbers: Mapping[str, Any]) -> dict[str, Any] | None:
   exact = numbers['changes'].get('chosen')
   if not (numbers.get('baked') and exact):
     return None
-  return baked_said(
+  return _baked(
     [
       {
         'corpus': corpus,
@@ -183,15 +190,8 @@ def baked(numbers: Mapping[str, Any]) -> dict[str, Any] | None:
   )
 
 
-def baked_said(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-  """Tells how near a baked mask comes to the mask.
-
-  Args:
-    rows: a corpus each, as an extract keeps them.
-
-  Returns:
-    The section.
-  """
+def _baked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+  """Returns the section on a baked mask, from a row a corpus."""
   same, gaps = [], []
   for row in rows:
     mask, plain = estimates.read(row['mask']), estimates.read(row['baked'])

@@ -109,8 +109,8 @@ NUMERICS = (
   '{attention}, on {device}. Seed {seed} throughout, and one seed only.'
 )
 WEIGHTS = (
-  'Weights: `{weights}`, as it gives them. The number after the Q of a GGUF is the '
-  'bits a weight to which they were rounded before anything here was measured.'
+  'Weights: `{weights}`. The number after the Q in the name of a GGUF is the bits of '
+  'each rounded number; they were rounded before anything here was measured.'
 )
 INTERVALS = (
   'Intervals are 95 % bootstrap intervals over texts or items; differences are '
@@ -126,8 +126,8 @@ LIMITS = (
   'compared with its numbers, only with its claims, in our words.',
   '**Small models.** The paper studies models of billions of parameters. What '
   'a small model does may differ, most of all in ability tasks, where it is '
-  'near the floor: a change between two scores whose intervals hold the score of '
-  'a guess, as of MMLU with four choices, is no loss of knowledge.',
+  'near the floor: between two scores whose intervals hold that of guessing, as of '
+  'MMLU with its four choices, a change need not be one of knowledge.',
   '**One layer writes, others prepare.** That one layer creates massive '
   'activations is said of who writes them into the residual stream. The state '
   'that it writes from is made by layers before it: the claim on norm and FFN '
@@ -138,7 +138,7 @@ LIMITS = (
   'random channels are drawn once.',
   '**Controls are not fitted.** The controls of the mask have its strengths, which '
   'were fitted to its own channels. With strengths fitted to them, random channels '
-  'come nearer (measured apart, in `BUILD_NOTES.md`).',
+  'may come nearer; of the default model `BUILD_NOTES.md` tells how near.',
   '**Short runs, small sets.** Fine-tuning takes minutes to an hour here, and a '
   'task has at most some hundred items. A missing difference may be a lack of '
   'items: read the interval, not the word.',

@@ -22,9 +22,10 @@ has B = -1 and nothing else. Because what switches do to a spike multiplies, all
 three are given for ln y too (y at least `FLOOR`): there, factors that act one
 after the other have no interaction.
 
-Controls: the same switches at every other layer, with as many neurons of its own
+Controls: the same switches at every later layer, with as many neurons of its own
 that contribute most; and other neurons of the ME Layer, random ones and the
-largest contributors after the dominating ones.
+largest contributors after the dominating ones. The switches are thrown at earlier
+layers, too, where a loss says that they prepare what the ME Layer reads.
 
 Flattening keeps the mean, so it takes away the weight's pattern and leaves its
 level. *Doses* tell the two apart: the weight halved (a spike that is a quadratic

@@ -80,10 +80,10 @@ class Prediction:
   Attributes:
     kind: `writer and eraser`, or `writer only`, which is always weak.
     clear: whether there is an eraser, and it stands out both from the
-      next layer or channel (1.5 times) and from the control (5 times).
+      next best layer and channel (1.5 times) and from the control (5 times).
     entry: the predicted layer, channel and neuron.
     sign: of the predicted activation.
-    strength: its score over that of the next layer and channel.
+    strength: its score over that of the next best layer and channel.
     over_control: its score over the best of shuffled weights.
     neurons: the fewest that make 0.8 of what the FFN writes there.
     write: the most that the FFN can write there.

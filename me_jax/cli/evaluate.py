@@ -93,10 +93,8 @@ def run(flags: absl_flags.FlagValues) -> None:
         found.append(one)
   labels = {name: task.label for name, task in tasks_lib.TASKS.items()}
   labels |= {
-    f'loss {corpus.name}': 'loss'
-    + (' of answers' if corpus.chat else '')
-    + f', {corpus.name}'
-    for corpus in corpora
+    task: f'loss{" of answers" if corpus.chat else ""}, {corpus.name}'
+    for task, corpus in _losses(corpora).items()
   }
   notes = {name: task.note for name, task in tasks_lib.TASKS.items()}
   warning = _warning(folder, limit, _cut(flags.tasks, most))
@@ -250,7 +248,8 @@ def _about(
     if configuration
   }
   rows |= {
-    f'loss {corpus.name}': data.digest(corpus.held_out) for corpus in corpora
+    task: data.digest(corpus.held_out)
+    for task, corpus in _losses(corpora).items()
   }
   return {
     'model': str(flags.model),
@@ -313,16 +312,16 @@ def _run_all(
         seed=flags.seed,
       )
       items.setdefault(task, {})[who] = rows
-    for task, name in _loss_names(corpora).items():
-      step[0] = f'loss of {name}, {who}'
-      corpus = next(c for c in corpora if c.name == name)
+    for task, corpus in _losses(corpora).items():
+      step[0] = f'loss of {corpus.name}, {who}'
       rows = losses.run(lm, who, corpus, flags.out, limit=limit, progress=tell)
       items.setdefault(task, {})[who] = rows
   return items
 
 
-def _loss_names(corpora: Sequence[Any]) -> dict[str, str]:
-  return {f'loss {corpus.name}': corpus.name for corpus in corpora}
+def _losses(corpora: Sequence[Any]) -> dict[str, Any]:
+  """Returns corpora by the task that scores each."""
+  return {f'loss {corpus.name}': corpus for corpus in corpora}
 
 
 def _metrics(task: str, rows: dict[int, Any], released: bool) -> list[Any]:

@@ -83,6 +83,8 @@ def test_two_models_are_compared_and_a_stopped_run_goes_on(
   assert ('gsm8k', 'accuracy') in names and ('mmlu', 'acc') in names
   assert ('xstest', 'refused_safe') in names
   assert ('loss GSM8K', 'loss') in names
+  page = (tmp_path / 'whole/report/report.json').read_text()
+  assert 'loss of answers, GSM8K' in page
   assert all(one['difference'] for one in whole)
   # The second model is the masked one.
   (loss,) = (one for one in whole if one['metric'] == 'loss')
@@ -180,6 +182,8 @@ def test_one_model_alone(model, data, tmp_path, capsys):
   found = metrics(tmp_path / 'out')
   assert {one['metric'] for one in found} == {'accuracy', 'released', 'acc'}
   assert not any(one['difference'] for one in found)
+  report = json.loads((tmp_path / 'out/report/report.json').read_text())
+  assert '--mitigation=none' in report['command']
 
 
 def test_what_is_not_installed_is_said(

@@ -31,6 +31,18 @@ def test_a_run_about_something_else_is_refused(tmp_path, change, named):
   assert json.loads((tmp_path / 'run.json').read_text()) == ABOUT
 
 
+def test_a_folder_is_looked_at_before_all_is_known(tmp_path):
+  known = {name: ABOUT[name] for name in ('model', 'rows')}
+  run.check(tmp_path, known, anew=False, unknown=['weights'])
+  assert not list(tmp_path.iterdir())
+  run.claim(tmp_path, ABOUT, WHO, anew=False)
+  run.check(tmp_path, known, anew=False, unknown=['weights'])
+  with pytest.raises(me_jax.MeJaxError, match='another model:'):
+    run.check(tmp_path, known | {'model': 'n'}, anew=False, unknown=['weights'])
+  run.check(tmp_path, known | {'model': 'n'}, anew=True, unknown=['weights'])
+  assert json.loads((tmp_path / 'run.json').read_text()) == ABOUT
+
+
 def test_only_what_a_run_wrote_is_forgotten(tmp_path):
   run.claim(tmp_path, ABOUT, WHO, anew=False)
   theirs = tmp_path / 'prompts.jsonl'

@@ -131,6 +131,43 @@ def test_verdicts_follow_the_effects():
   assert cause.section(report, seen, changed).verdict == 'does not hold'
 
 
+@pytest.mark.parametrize(
+  ('layer', 'left', 'prepares'),
+  [(2, 0.3, True), (2, 0.95, False), (2, 1.3, False), (6, 0.3, False)],
+)
+def test_layers_that_take_the_spike_away_prepare_it_if_they_are_before(
+  layer, left, prepares
+):
+  report, seen, tried, _ = analyse(CASES['single'])
+
+  def changed(unit):
+    ends = np.ones_like(unit.end_ABX)
+    if unit.kind == 'layer' and unit.layers == (layer,):
+      ends[1, 1] = left
+    return dataclasses.replace(unit, end_ABX=ends)
+
+  units = tuple(map(changed, tried.units))
+  section = cause.section(report, seen, dataclasses.replace(tried, units=units))
+  said = f'(the most changed: layer {layer})'
+  assert ('Layers before prepare' in section.finding) == prepares
+  assert (said in section.finding) == prepares
+  assert (said in section.control) != prepares
+
+
+def test_a_norm_that_had_more_to_divide_by_before_is_told():
+  report, seen, tried, _ = analyse(CASES['single'])
+  scale = np.array(seen.scale_GSL)
+  scale[:, :, :] = 1.0
+  scale[:, :, 1] = 0.25
+  told = dataclasses.replace(seen, scale_GSL=scale)
+  said = cause.section(report, told, tried).finding
+  assert 'At the FFN of layer 1 that was 4 times what it is here' in said
+  assert '4 times smaller, and written 6.2%, the square' in said
+  scale[:, :, 1] = 0.75
+  same = dataclasses.replace(seen, scale_GSL=scale)
+  assert 'of the whole state' not in cause.section(report, same, tried).finding
+
+
 def test_verdicts_of_the_bias_test():
   def made(zero, mean, control):
     rows = [('zero', False, zero), ('mean', False, mean),

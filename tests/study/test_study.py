@@ -320,6 +320,23 @@ def test_a_claim_may_be_younger_than_an_extract(run, tmp_path):
   assert 'Not tested: the claim was added after these steps had run' in page
 
 
+def test_a_page_follows_the_rules_of_today(run, tmp_path):
+  page = run()[1]
+  assert 'Weights: `planted.Q4_1.gguf`.' in page
+  path = tmp_path / 'page' / 'smollm2.json'
+  found = json.loads(path.read_text())
+  for name in ('gates', 'baked'):
+    found['claims'][name]['verdict'] = 'in part'
+  # Of an earlier version, and of weights that are no GGUF.
+  del found['about']['weights']
+  path.write_text(json.dumps(found))
+  page_lib.main([f'--page={tmp_path / "page.md"}'])
+  again = (tmp_path / 'page.md').read_text()
+  assert 'Weights:' not in again
+  lines = [n for n in page.splitlines() if not n.startswith('Weights:')]
+  assert [n for n in again.splitlines() if n] == [n for n in lines if n]
+
+
 def test_a_flag_of_the_page_that_there_is_not_is_told_in_a_line():
   with pytest.raises(errors.MeJaxError, match='--pag=x; --help lists'):
     page_lib.main(['--pag=x'])

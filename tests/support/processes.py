@@ -42,6 +42,7 @@ def environment(devices: int = 1, **variables: str) -> dict[str, str]:
   }
   return kept | {
     'JAX_PLATFORMS': 'cpu',
+    # So that one that hangs can say where (`_aborted`).
     'PYTHONFAULTHANDLER': '1',
     'XLA_FLAGS': xla_flags(devices),
     'PYTHONPATH': os.pathsep.join(sys.path),
@@ -118,10 +119,7 @@ def together(runs: Sequence[subprocess.Popen[str]], timeout: int) -> list[str]:
   try:
     ends = [run.communicate(timeout=timeout) for run in runs]
   except subprocess.TimeoutExpired as error:
-    for run in runs:
-      # Says where each thread is.
-      run.send_signal(signal.SIGABRT)
-    said = [run.communicate()[1][-6000:] for run in runs]
+    said = [_aborted(run)[-6000:] for run in runs]
     raise AssertionError(f'over {timeout} s\n' + '\n'.join(said)) from error
   finally:
     for run in runs:
@@ -131,6 +129,16 @@ def together(runs: Sequence[subprocess.Popen[str]], timeout: int) -> list[str]:
   )
   # Gloo prints there, too.
   return [out.splitlines()[-1] for out, _ in ends]
+
+
+def _aborted(run: subprocess.Popen[str]) -> str:
+  """Ends a process; returns what it said, and where each of its threads was."""
+  run.send_signal(signal.SIGABRT)
+  try:
+    return run.communicate(timeout=30)[1]
+  except subprocess.TimeoutExpired:
+    run.kill()
+    return run.communicate()[1]
 
 
 def _command(program: str, arguments: Sequence[object]) -> list[str]:

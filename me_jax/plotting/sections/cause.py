@@ -135,6 +135,11 @@ def _finding(
     f'{prose.interval(unit.raw.interaction)}.',
   ]
   said += _doses(factorial)
+  said += [
+    f'Layers before prepare what it reads. {sentence}'
+    for place, (sentence, least) in _others(report, factorial).items()
+    if _prepares(place, least)
+  ]
   if factorial.prefixes < 5:
     few = f'are only {factorial.prefixes} distinct massive tokens'
     if factorial.prefixes == 1:
@@ -158,11 +163,12 @@ def _scale(
   if ratio > 0.5:
     return []
   return [
-    'The norm divides by the size of the state, and what the FFN writes is about '
-    f'the square of what it reads. Before layer {least} the massive token was '
-    f'{1 / ratio:.3g} times as large (1 / rms {scale_L[least]:.3g}, here '
-    f'{scale_L[here]:.3g}), and the same direction would have written '
-    f'{ratio**2:.1%} as much: layers in between made it small first.'
+    'The norm divides by the size of the whole state. At the FFN of layer '
+    f'{least} that was {1 / ratio:.3g} times what it is here (1 / rms '
+    f'{scale_L[least]:.3g}, here {scale_L[here]:.3g}): a component along these '
+    f'neurons as large as it is here would have reached them {1 / ratio:.3g} times '
+    f'smaller, and written {ratio**2:.1%}, the square. Layers in between made the '
+    'rest of the state small.'
   ]
 
 
@@ -232,23 +238,44 @@ def _control(
     f'As many random neurons neutralised leave {random:.1%} of the spike, the '
     f'next largest contributors {matched:.1%}.'
   )
+  return said + [
+    sentence
+    for place, (sentence, least) in _others(report, factorial).items()
+    if not _prepares(place, least)
+  ]
+
+
+def _others(
+  report: me_report.MEReport, factorial: factorial_lib.Factorial
+) -> dict[str, tuple[str, float]]:
+  """Says what is left with both switches thrown at one other layer.
+
+  Returns:
+    Of the layers before the span, and of those after it, if there are any, a
+    sentence and the least that is left.
+  """
   layers = factorial.of_kind('layer')
-  before = [u for u in layers if u.layers[0] < min(report.span)]
-  behind = [u for u in layers if u.layers[0] > max(report.span)]
-  for units, place in ((before, 'before'), (behind, 'after')):
+  places = {
+    'before': [u for u in layers if u.layers[0] < min(report.span)],
+    'after': [u for u in layers if u.layers[0] > max(report.span)],
+  }
+  found = {}
+  for place, units in places.items():
     if units:
       left = np.array([u.end_ABX[1, 1].mean() for u in units])
       worst = units[int(np.abs(left - 1).argmax())]
-      said.append(
+      sentence = (
         f'Both switches at one layer {place} the span leave between '
         f'{left.min():.1%} and {left.max():.1%} at the end of the plateau '
         f'(the most changed: layer {worst.layers[0]}).'
       )
-      if place == 'before' and np.abs(left - 1).max() >= _MATTERS:
-        said.append(
-          'So layers before it prepare the state from which it writes.'
-        )
-  return said
+      found[place] = sentence, float(left.min())
+  return found
+
+
+def _prepares(place: str, left: float) -> bool:
+  """Whether layers matter because the span reads what they write."""
+  return place == 'before' and left <= 1 - _MATTERS
 
 
 def _figures(
