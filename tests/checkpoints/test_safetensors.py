@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import struct
-import time
 
 import ml_dtypes
 import numpy as np
@@ -13,6 +12,7 @@ import safetensors.numpy
 
 from me_jax import errors
 from me_jax.checkpoints import safetensors as reader
+from tests.support import steps
 
 
 def entry(dtype='F32', shape=(2,), offsets=(0, 8)):
@@ -115,10 +115,9 @@ def test_lying_headers_are_refused(tmp_path, header):
 @pytest.mark.parametrize('length', [0, 1, 100, 2**31, 2**63, 2**64 - 1])
 def test_absurd_header_lengths_fail_at_once(tmp_path, length):
   path = write(tmp_path / 'm', {'a': entry()}, length=length)
-  begin = time.process_time()
-  with pytest.raises(errors.MeJaxError):
-    reader.open_file(path)
-  assert time.process_time() - begin < 0.5
+  with steps.at_most(1_000):
+    with pytest.raises(errors.MeJaxError):
+      reader.open_file(path)
 
 
 @pytest.mark.parametrize('size', [0, 1, 7, 8, 20, -1, -8])
