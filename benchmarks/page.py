@@ -124,7 +124,7 @@ def cells(row: rows_lib.Row) -> list[str]:
 def _spread(row: rows_lib.Row) -> str:
   """Spells the least and the largest ratio of several rounds."""
   if not row.rounds or row.rounds == 1:
-    return ''
+    return 'one round' if row.rounds else ''
   return ' to '.join(map(_number, row.spread))
 
 

@@ -89,6 +89,8 @@ def render(studies: Sequence[Mapping[str, Any]], folder: str) -> str:
     *(f'- {limit}' for limit in words.LIMITS),
     '## What was not tested',
     *_untested(studies),
+    '## References',
+    *(f'- {work}' for work in words.REFERENCES),
     '## Again',
     words.AGAIN,
   ]
@@ -107,7 +109,9 @@ def _abstract(studies: Sequence[Mapping[str, Any]]) -> str:
     for paper in (True, False)
   }
   outcomes = [
-    words.OUTCOME.format(
+    words.HEADLINE.format(model=_model(one), headline=_lower(one['headline']))
+    * bool(one['headline'])
+    + words.OUTCOME.format(
       model=_model(one), paper=_counted(one, True), own=_counted(one, False)
     )
     for one in studies
@@ -138,7 +142,7 @@ def _counted(study: Mapping[str, Any], paper: bool) -> str:
 
 
 def _lower(label: str) -> str:
-  return label[0].lower() + label[1:]
+  return label[:1].lower() + label[1:]
 
 
 def _model(study: Mapping[str, Any]) -> str:
@@ -274,11 +278,23 @@ def _answer(
   parts = [
     f'**{_upper(words.VERDICTS[answer["verdict"]])}.** {answer["finding"]}',
     f'*Control.* {answer["control"]}',
+    *(f'*{words.REMARK}* {remark}' for remark in _remarks(claim, study)),
   ]
   for name, file in answer['figures'].items():
     caption = claim.figures[name]
     parts += [f'![{caption}]({folder}/{file})', f'*{study["name"]}. {caption}*']
   return parts + tables.of(answer)
+
+
+def _remarks(claim: claims_lib.Claim, study: Mapping[str, Any]) -> list[str]:
+  """Says what to keep in mind while reading an answer."""
+  left_out = study['tasks_left_out'] if claim.section == 'evaluation' else ()
+  return [
+    *([claim.remark] if claim.remark else []),
+    *(
+      [words.LEFT_OUT.format(tasks=prose.listed(left_out))] if left_out else []
+    ),
+  ]
 
 
 def _upper(text: str) -> str:

@@ -138,10 +138,13 @@ def _runs(
   better = [of for of in sure if changes[of].high < 0]
   worse = [of for of in sure if changes[of].low > 0]
   said = prose.listed(
-    [f'{prose.interval(change)} on {of}' for of, change in changes.items()]
+    [
+      f'{prose.interval(change)} on {_spelt(of)}'
+      for of, change in changes.items()
+    ]
   )
   sides = [
-    f'{word} on {prose.listed(sets)}'
+    f'{word} on {prose.listed(map(_spelt, sets))}'
     for word, sets in (('better', better), ('worse', worse))
     if sets
   ]
@@ -192,12 +195,13 @@ def baked(numbers: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _baked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """Returns the section on a baked mask, from a row a corpus."""
-  same, gaps = [], []
+  same, gaps, shares = [], [], []
   for row in rows:
     mask, plain = estimates.read(row['mask']), estimates.read(row['baked'])
     gaps.append(abs(mask.value - plain.value))
     # Where a mask changes nothing its interval would hold no change at all, too.
-    near = row['kl'] <= _NEAR * row['mask_kl']
+    shares.append(row['kl'] / max(row['mask_kl'], 1e-30))
+    near = shares[-1] <= _NEAR
     same += [row['corpus']] * (near and mask.low <= plain.value <= mask.high)
   verdict = 'holds' if len(same) == len(rows) else 'in part'
   kls = prose.listed(
@@ -215,7 +219,7 @@ def _baked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       'per token. On '
       f'{len(same)} of {len(rows)} corpora the baked change lies in the interval of '
       f'the mask, and the divergence between the two is at most {_NEAR:.0%} of '
-      "the mask's from the stock model."
+      f"the mask's from the stock model (the largest: {max(shares):.2%})."
     ),
     'control': (
       'The divergence of the baked weights from the exact mask, against that '
@@ -223,6 +227,12 @@ def _baked(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     ),
     'baked': list(rows),
   }
+
+
+def _spelt(name: str) -> str:
+  """Spells a set for a list: "GSM8K, answers" would be two of it."""
+  whole, comma, part = name.partition(', ')
+  return f'{whole} ({part})' if comma else name
 
 
 def _verdict(

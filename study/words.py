@@ -24,6 +24,7 @@ ABSTRACT = (
   'neither a check of the tables in the paper, which we do not have, nor a '
   'statement about larger models.'
 )
+HEADLINE = 'In {model}, {headline} '
 OUTCOME = (
   'On {model}, of the claims of the paper, {paper}; of the others, {own}.'
 )
@@ -63,6 +64,12 @@ GLOSSARY = (
   'into the channel of the spike. Without it the neuron still writes into other '
   'channels, which later norms make large where no spike stands beside them; '
   'without the whole neuron they are gone as well.',
+  "**Share** of a write: its projection on the direction of the massive token's "
+  'largest state, over the length of that state; shares of the embedding, of '
+  'every attention and of every FFN sum to one. **Score** of a prediction from '
+  'weights: the geometric mean of what a neuron can write into a channel and of '
+  'how much of that all later FFNs take away; the *plain* score is the size of '
+  'the weight that writes times the lengths of the rows of gate and up.',
   '**Attention sink**: a token that draws much attention whatever the text. Its '
   '**sink rate** is the share of heads and texts where it draws more than three '
   'tenths.',
@@ -74,6 +81,8 @@ GLOSSARY = (
   'A mask is **baked** where a change of plain weights stands for it.',
   '**Effective rank**: how many directions vectors fill, as the exponential of '
   'the entropy of their spectrum; **participation** counts them by squares.',
+  "**Divergence**: Kullback and Leibler's, of the predicted distributions of the "
+  'next token, a mean over tokens.',
   '**Neutralised**: neurons are set to their mean over ordinary tokens; a norm is '
   '**flattened** where all its weights become their mean.',
 )
@@ -113,13 +122,19 @@ WEIGHTS = (
   'each rounded number; they were rounded before anything here was measured.'
 )
 INTERVALS = (
-  'Intervals are 95 % bootstrap intervals over texts or items; differences are '
-  'paired by text or item. Where the analyses give a range instead, it is over '
+  'Intervals are 95 % intervals. Those of losses, effects and differences are '
+  'bootstrapped, over texts, items or distinct massive tokens, and differences '
+  "are paired; those of shares are Wilson's. Where the analyses give a range "
+  'instead, it is over '
   'all texts, and the sentence says so. No correction is made for the number '
   'of intervals: of as many as are on this page, a few exclude zero by chance.'
 )
 VERSIONS = 'Versions: {versions}.'
 YOUNGER = 'the claim was added after these steps had run'
+REMARK = 'To keep in mind.'
+LEFT_OUT = (
+  'Not run here: {tasks}. Of what they measure the verdict says nothing.'
+)
 NOT_TESTED = 'Not tested: {why}'
 LIMITS = (
   "**The paper's result tables were not available to us.** Nothing here is "
@@ -128,6 +143,9 @@ LIMITS = (
   'a small model does may differ, most of all in ability tasks, where it is '
   'near the floor: between two scores whose intervals hold that of guessing, as of '
   'MMLU with its four choices, a change need not be one of knowledge.',
+  '**What counts as massive is a threshold.** A model may have smaller spikes in '
+  'layers before the one that is named, and a lower threshold would begin there; '
+  'of the default model `BUILD_NOTES.md` tells how near they come.',
   '**One layer writes, others prepare.** That one layer creates massive '
   'activations is said of who writes them into the residual stream. The state '
   'that it writes from is made by layers before it: the claim on norm and FFN '
@@ -168,6 +186,15 @@ NEVER_TESTED = (
   'What was measured of the default model apart from this study, such as all six '
   'tasks with shorter answers, and fine-tuning with the mask over three seeds, is '
   'told in `BUILD_NOTES.md`.',
+)
+REFERENCES = (
+  'Sun, Chen, Kolter and Liu, *Massive Activations in Large Language Models*: '
+  'the definition, and the test of what the model needs.',
+  'Yu, Wang, Shan, Reed and Wan, *The Super Weight in Large Language Models*.',
+  'Wilson, *Probable Inference, the Law of Succession, and Statistical '
+  'Inference*: intervals of shares.',
+  'Other sources stand in the docstrings of the functions; formulas in '
+  '[Concepts](concepts.md).',
 )
 AGAIN = (
   '`make study STUDY=--data=path/to/sets` goes on where it was stopped, and runs '

@@ -15,7 +15,7 @@ import sys
 import tempfile
 
 # Of memory, in one process: a file adds at most a few thousand.
-_MAPPINGS = 15_000
+_MAPPINGS = 30_000
 
 # Files that take a minute or more: begun first, or one worker would be left with
 # them at the end.

@@ -248,6 +248,8 @@ class Decoder(nn.Module):
         in_axes=(0, nn.broadcast),
         length=count,
         metadata_params={nn.PARTITION_NAME: 'layers'},
+        # Nothing is broadcast that the body makes: to look costs a second trace.
+        check_constancy_invariants=False,
       )
       carry, _ = scan(*attributes, name='layers')(carry, layers, shared)
       written = (carry.slots,)

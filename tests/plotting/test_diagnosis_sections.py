@@ -105,7 +105,7 @@ def test_verdicts():
 @pytest.mark.parametrize(
   ('others', 'verdict', 'why'),
   [
-    (0.0, 'does not hold', 'its norm is taken away'),
+    (0.0, 'does not hold', 'a norm takes its size away'),
     (3.0, 'in part', '3.0 other tokens'),
   ],
 )

@@ -99,3 +99,17 @@ def test_the_table_of_masks_in_readme_is_the_pages():
   assert len(rows) > 5
   for row in rows:
     assert row in section.split('<a id=')[0].splitlines()
+
+
+@_written
+def test_tasks_that_were_not_run_are_named_beside_the_verdict():
+  (study,) = page_lib.read(_PAGE)
+  study |= {'tasks_left_out': ['IFEval']}
+
+  def section():
+    page = page_lib.render([study], 'study')
+    return page.split('<a id="ability"></a>')[1].split('<a id=')[0]
+
+  assert 'Not run here: IFEval.' in section()
+  study['tasks_left_out'] = []
+  assert 'Not run here' not in section()

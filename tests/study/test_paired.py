@@ -115,6 +115,14 @@ def test_a_set_of_other_texts_is_named_and_left_out(tmp_path):
   assert found['control'].endswith('and so not compared: B.')
 
 
+def test_a_set_with_a_comma_in_its_name_is_one_in_a_list(tmp_path):
+  sets = ('A', 'A, answers')
+  run = _run(tmp_path / 'run', 1.4, sets=sets)
+  control = _run(tmp_path / 'control', 1.5, sets=sets)
+  found = paired.runs('gates', run, control)['finding']
+  assert found.endswith('better on A and A (answers).')
+
+
 def _baked(plain, apart=(0.001, 0.001)):
   change = {n: study_steps.estimate(-0.1) for n in ('loss', 'answer')}
   change['kl'] = study_steps.estimate(0.1)

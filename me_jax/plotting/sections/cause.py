@@ -130,7 +130,8 @@ def _finding(
     f'With the norm {which} the FFN flattened to its mean, {a:.1%} of the spike '
     f'is left; with {_count(len(unit.neurons))} set to the '
     f'{_neutral(factorial)}, {b:.1%}; with both, {both:.1%}.',
-    f'Main effects: norm {prose.interval(unit.raw.norm)}, neurons '
+    f'Main effects, over {factorial.prefixes} distinct massive tokens: norm '
+    f'{prose.interval(unit.raw.norm)}, neurons '
     f'{prose.interval(unit.raw.neurons)}; interaction '
     f'{prose.interval(unit.raw.interaction)}.',
   ]

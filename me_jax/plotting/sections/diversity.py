@@ -40,9 +40,9 @@ def section(
   control_L = _change(spectra.participation[:, 2], spectra.participation[:, 0])
   layers = np.arange(len(rank_L2)) if where is None else where.after
   control = (
-    'Without an ordinary token instead, the participation ratio changes by '
-    f'{control_L[layers].mean():+.2%} on average in the same layers; without the '
-    f'massive one by {own_L[layers].mean():+.2%}.'
+    'Without an ordinary token instead, the participation ratio, another count '
+    f'of directions, changes by {control_L[layers].mean():+.2%} on average in the '
+    f'same layers; without the massive one by {own_L[layers].mean():+.2%}.'
     if len(layers)
     else 'There are no layers to compare.'
   )
@@ -95,7 +95,7 @@ def _finding(
   if lower:
     return 'does not hold', said + (
       ' It is lower after the span, but not because the massive token is among '
-      'the vectors: its norm is taken away before attention sees it.'
+      'the vectors: a norm takes its size away before attention sees it.'
     )
   return 'does not hold', said
 
