@@ -28,10 +28,11 @@ ifneq ($(shell test -x $(BIN)/python && cat $(VENV)/.created),$(CURDIR))
 .PHONY: $(VENV)/.created
 endif
 
-# pip would compile to bytecode on one core, and not doing it costs every process
-# ten seconds where nobody lets Python write. Files that are no Python are left.
+# Python keeps the bytecode of what it imports; to compile all that is installed
+# takes as long as to install it. Where it may keep nothing, that is done here.
 INSTALL := -m pip --disable-pip-version-check install --quiet --no-compile
-compile = $(1)/bin/python -m compileall -qq -j 0 $(1)/lib >/dev/null || true
+compile = [ -z "$$PYTHONDONTWRITEBYTECODE" ] || \
+  $(1)/bin/python -m compileall -qq -j 0 $(1)/lib >/dev/null || true
 
 # The TPU compiler lives apart: beside it, an ordinary run looks for a TPU.
 TPU := .tpu
