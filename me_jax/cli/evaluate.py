@@ -176,9 +176,7 @@ def _tasks(
     if name in known:
       continue
     if others is None:
-      from lm_eval import tasks as eval_tasks
-
-      others = eval_tasks.TaskManager().all_subtasks
+      others = run_lib.index().all_subtasks
     if name not in others:
       raise errors.MeJaxError(
         f'there is no task {name!r:.60}{errors.nearest(name, [*known, *others])};'

@@ -8,6 +8,7 @@ beside them, and a run about anything else is refused.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import functools
 import json
 import logging
 import os
@@ -120,6 +121,14 @@ def keep(path: pathlib.Path, rows: Sequence[dict[str, Any]]) -> Rows:
   return {row['item']: row for row in rows}
 
 
+@functools.cache
+def index() -> Any:
+  """Returns lm-eval's own tasks; it reads thousands of files for them, once."""
+  from lm_eval import tasks as eval_tasks
+
+  return eval_tasks.TaskManager()
+
+
 def load(task: str, configuration: dict[str, Any] | None, seed: int) -> Any:
   """Returns a task as lm-eval runs it, the same for all models.
 
@@ -137,9 +146,12 @@ def load(task: str, configuration: dict[str, Any] | None, seed: int) -> Any:
   for name in ('lm_eval', 'huggingface_hub', 'datasets'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   _seed(seed)
-  manager = eval_tasks.TaskManager(include_defaults=configuration is None)
   try:
-    found = manager.load([configuration or task])
+    if configuration is None:
+      found = index().load([task])
+    else:
+      manager = eval_tasks.TaskManager(include_defaults=False)
+      found = manager.load([configuration])
   except errors.MeJaxError:
     raise
   # Tasks are code, and the hub's client raises what it likes.
