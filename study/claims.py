@@ -213,8 +213,7 @@ CLAIMS = (
       'Above the logarithm of the vocabulary, in nats, a model predicts worse '
       'than one that gives all words the same probability: how much worse says '
       'little. What the absence of massive activations costs is better read '
-      'where whole neurons are missing: a super weight alone leaves what its '
-      'neuron writes into other channels, which later norms enlarge.'
+      'where whole neurons are missing than where a super weight is (see Words).'
     ),
   ),
   Claim(

@@ -146,12 +146,13 @@ def load(task: str, configuration: dict[str, Any] | None, seed: int) -> Any:
   for name in ('lm_eval', 'huggingface_hub', 'datasets'):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   _seed(seed)
+  manager = (
+    index()
+    if configuration is None
+    else eval_tasks.TaskManager(include_defaults=False)
+  )
   try:
-    if configuration is None:
-      found = index().load([task])
-    else:
-      manager = eval_tasks.TaskManager(include_defaults=False)
-      found = manager.load([configuration])
+    found = manager.load([configuration or task])
   except errors.MeJaxError:
     raise
   # Tasks are code, and the hub's client raises what it likes.

@@ -186,6 +186,23 @@ def test_no_token_sees_a_later_one():
   assert (gradient[3:] == 0).all() and (gradient[:3] != 0).all()
 
 
+def test_a_scanned_block_is_traced_once():
+  traced = []
+
+  @dataclasses.dataclass(frozen=True)
+  class Noted:
+    site: str = 'resid_pre'
+
+    def __call__(self, value, context):
+      traced.append(context.layer)
+      return value
+
+  model, params = planted.build([])
+  model = model.clone(sites=sites.Sites(edits=(Noted(),)), scanned=True)
+  jax.jit(model.apply).lower({'params': params}, jnp.array([[5, 6]]))
+  assert len(traced) == 1
+
+
 @pytest.mark.parametrize('chunk', [1, 7, 64, 1000])
 def test_attention_chunks_do_not_change_the_result(chunk):
   model, params = planted.build([])
