@@ -126,7 +126,8 @@ INTERVALS = (
   'bootstrapped, over texts, items or distinct massive tokens, and differences '
   "are paired; those of shares are Wilson's. Where the analyses give a range "
   'instead, it is over all texts, and the sentence says so. No correction is made '
-  'for the number of intervals: of as many as are on this page, a few exclude zero by chance.'
+  'for the number of intervals: of as many as are on this page, a few exclude zero '
+  'by chance.'
 )
 VERSIONS = 'Versions: {versions}.'
 YOUNGER = 'the claim was added after these steps had run'
